@@ -1,0 +1,1 @@
+"""Rollout actors: claim tasks, generate groups with the current policy, verify them, ship them."""

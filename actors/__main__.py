@@ -1,0 +1,58 @@
+"""One rollout actor: ``spark actor RUN.toml --name actor-0``. Settings first; torch only when they are right."""
+
+from __future__ import annotations
+
+import os
+
+import structlog
+
+from common.process import open_streams, until_told_to_stop
+from common.settings import Settings
+
+log = structlog.get_logger()
+
+
+def run(settings: Settings, name: str) -> None:
+    """Work until SIGTERM or SIGINT. Raises SparkError for a user's mistake or a lost server."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(settings.actor.torch_threads))  # read when torch is imported
+    with until_told_to_stop() as stopping:
+        streams = open_streams(settings)
+
+        import torch
+
+        from actors.actor import Actor
+        from actors.transformers_engine import TransformersEngine, load_model
+        from actors.verifiers.pool import VerifierPool
+
+        torch.set_num_threads(settings.actor.torch_threads)
+        model, tokenizer = load_model(settings.model)
+        engine = TransformersEngine(
+            model,
+            tokenizer,
+            groups_per_batch=settings.actor.groups_in_flight,
+            max_prompt_tokens=settings.sampling.max_prompt_tokens,
+            kv_on_update=settings.actor.kv_on_update,
+        )
+        pool = VerifierPool(
+            workers=settings.verifier.workers,
+            timeout_s=settings.verifier.timeout_s,
+            memory_mb=settings.verifier.memory_mb,
+            python_path=settings.run.python_path,
+        )
+        actor = Actor(
+            name,
+            streams,
+            engine,
+            pool,
+            max_staleness=settings.staleness.max_staleness,
+            groups_in_flight=settings.actor.groups_in_flight,
+            lease_s=settings.redis.lease_s,
+            max_deliveries=settings.redis.max_deliveries,
+        )
+        log.info("actor.started")
+        try:
+            while not stopping():
+                actor.tick()
+            actor.stop()
+        finally:
+            pool.close()

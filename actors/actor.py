@@ -1,0 +1,206 @@
+"""The actor: claims tasks, generates groups, verifies and ships them, in one loop that it owns.
+
+One thread, no locks: a *tick* claims, takes weights, samples one token of every running completion and
+ships what is finished. Weights therefore change only between two decoding steps, and spans are exact.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from actors.engine import Engine, Generated, Request
+from actors.policy import PolicyFollower
+from common.codec import decode
+from common.consumer import Consumer
+from common.errors import InvalidMessage, TaskError
+from common.keys import ACTORS
+from common.messages import Completion, Kind, Rollout, RolloutGroup, Task, Verdict
+from common.streams import Delivery, Product, Streams
+
+log = structlog.get_logger()
+
+IDLE_BLOCK_MS = 100
+HEARTBEAT_S = 2.0
+HEARTBEAT_TTL_S = 15.0
+
+
+class PendingVerdicts(Protocol):
+    def done(self) -> bool: ...
+    def verdicts(self) -> tuple[Verdict, ...]: ...
+
+
+class Verifying(Protocol):
+    """Scores the completions of a task without blocking the loop (``actors.verifiers.pool``)."""
+
+    def submit(self, task: Task, completions: tuple[Completion, ...]) -> PendingVerdicts: ...
+
+
+class Actor:
+    """Keeps ``groups_in_flight`` groups going until told to stop.
+
+    consumes: tasks of both kinds, judge tasks first (what they show is already ageing)
+        waits for:    a task, or weights no older than the staleness bound
+        unblocked by: the issuer when the learner publishes; the recycler; the learner's next version
+    produces: one scored RolloutGroup per task, on the rollout stream of its kind
+    """
+
+    def __init__(
+        self,
+        name: str,
+        streams: Streams,
+        engine: Engine,
+        verifying: Verifying,
+        *,
+        max_staleness: int,
+        groups_in_flight: int,
+        lease_s: float,
+        max_deliveries: int,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.name = name
+        self.policy = PolicyFollower(streams, engine, max_staleness, clock)
+        self._streams = streams
+        self._engine = engine
+        self._verifying = verifying
+        self._groups_in_flight = groups_in_flight
+        self._max_deliveries = max_deliveries
+        self._clock = clock
+        self._wall_clock = wall_clock
+        keys = streams.keys
+        self._kinds: dict[str, Kind] = {keys.tasks("judge"): "judge", keys.tasks("policy"): "policy"}
+        self._consumer = Consumer(streams, ACTORS, name, list(self._kinds), lease_s=lease_s, clock=clock)
+        self._working: dict[str, tuple[Delivery, Task]] = {}
+        self._verdicts_due: list[tuple[Generated, PendingVerdicts]] = []
+        self._beaten = float("-inf")
+        self._counts = {"groups": 0, "rollouts": 0, "tokens": 0, "lost_leases": 0, "verifier_errors": 0}
+        self._waited_s = 0.0
+
+    def tick(self) -> None:
+        """One round; at most IDLE_BLOCK_MS long when there is nothing to do."""
+        claimed = self._claim()
+        self.policy.follow(now=claimed or self._engine.policy_version < 0)
+        if self.policy.may_generate:
+            for generated in self._engine.step():
+                _, task = self._working[generated.request.key]
+                self._verdicts_due.append((generated, self._verifying.submit(task, generated.completions)))
+        elif not claimed:
+            self._wait(self.policy.published_version)
+        self._ship_verified()
+        self._drop_lost_leases()
+        self._beat()
+
+    def stop(self) -> None:
+        """Hand everything back: whatever is unfinished is claimable by others at once."""
+        handed_back = self._consumer.hand_back_all()
+        self._streams.heartbeat(self.name, {"role": "actor", "state": "stopped"}, ttl_s=1.0)
+        log.info("actor.stopped", handed_back=handed_back, **self._counts)
+
+    def _claim(self) -> bool:
+        idle = not self._engine.groups_in_flight and not self._verdicts_due
+        started = self._clock()
+        room = self._groups_in_flight - self._engine.groups_in_flight
+        deliveries = self._consumer.claim(room, IDLE_BLOCK_MS if idle else None)
+        if idle:
+            self._waited_s += self._clock() - started
+        for delivery in deliveries:
+            self._start(delivery)
+        return bool(deliveries)
+
+    def _start(self, delivery: Delivery) -> None:
+        if delivery.deliveries > self._max_deliveries:
+            return self._bury(delivery, f"delivered {delivery.deliveries - 1} times without a result")
+        try:
+            task = decode(Task, delivery.payload)
+            prompt_token_ids = self._engine.tokenize(task.messages)
+            self._engine.add(Request(key=delivery.id, prompt_token_ids=prompt_token_ids, sampling=task.sampling))
+        except (InvalidMessage, TaskError) as error:
+            return self._bury(delivery, str(error))
+        self._working[delivery.id] = (delivery, task)
+        return None
+
+    def _wait(self, published_version: int) -> None:
+        """No usable weights yet; unblocked by the learner publishing, or by readable files of the version it did."""
+        started = self._clock()
+        self._streams.wait_for_weights(IDLE_BLOCK_MS)
+        self._waited_s += self._clock() - started
+        if self._clock() - self._beaten > HEARTBEAT_S:
+            log.info("actor.waits_for_weights", published=published_version, applied=self._engine.policy_version)
+
+    def _ship_verified(self) -> None:
+        due, self._verdicts_due = self._verdicts_due, []
+        for generated, pending in due:
+            if not pending.done():
+                self._verdicts_due.append((generated, pending))
+                continue
+            delivery, task = self._working.pop(generated.request.key)
+            if delivery.id in self._consumer.held[delivery.stream]:
+                self._finish(delivery, self._group(task, generated, pending.verdicts()))
+
+    def _group(self, task: Task, generated: Generated, verdicts: tuple[Verdict, ...]) -> RolloutGroup:
+        pairs = zip(generated.completions, verdicts, strict=True)
+        return RolloutGroup(
+            task=task,
+            prompt_token_ids=generated.request.prompt_token_ids,
+            rollouts=tuple(Rollout(completion=completion, verdict=verdict) for completion, verdict in pairs),
+            actor=self.name,
+            weights_epoch=self.policy.epoch,
+            generated_at=self._wall_clock(),
+        )
+
+    def _finish(self, delivery: Delivery, group: RolloutGroup) -> None:
+        errors = len(group.rollouts) - len(group.scored)
+        self._counts["verifier_errors"] += errors
+        if not group.scored:
+            return self._retry_or_bury(delivery, group.rollouts[0].verdict)
+        product = Product.of(group.uid, group)
+        rollouts = self._streams.keys.rollouts(group.task.kind)
+        self._streams.transfer(delivery.stream, ACTORS, rollouts, [(delivery.id, [product])])
+        self._consumer.done(delivery)
+        self._counts["groups"] += 1
+        self._counts["rollouts"] += len(group.rollouts)
+        self._counts["tokens"] += sum(len(rollout.completion.token_ids) for rollout in group.rollouts)
+        return None
+
+    def _retry_or_bury(self, delivery: Delivery, verdict: Verdict) -> None:
+        """No completion could be verified. That is a failure, never a reward of 0."""
+        reason = f"verifier {verdict.verifier}: {verdict.status}: {verdict.detail}"
+        if delivery.deliveries >= self._max_deliveries:
+            return self._bury(delivery, reason)
+        log.warning("actor.task_handed_back", uid=delivery.uid, reason=reason, deliveries=delivery.deliveries)
+        self._streams.hand_back(delivery.stream, ACTORS, self.name, [delivery.id])
+        self._consumer.done(delivery)
+        return None
+
+    def _bury(self, delivery: Delivery, reason: str) -> None:
+        self._streams.bury(delivery, ACTORS, reason, self._kinds[delivery.stream])
+        self._consumer.done(delivery)
+        log.warning("actor.task_dead", uid=delivery.uid, reason=reason, deliveries=delivery.deliveries)
+
+    def _drop_lost_leases(self) -> None:
+        """Entries that another actor took over: their results would change nothing, so they are not shipped."""
+        lost = self._consumer.renew()
+        if lost:
+            self._counts["lost_leases"] += len(lost)
+            log.warning("actor.leases_lost", entries=len(lost))
+
+    def _beat(self) -> None:
+        if self._clock() - self._beaten < HEARTBEAT_S:
+            return
+        self._beaten = self._clock()
+        state = "generating" if self._engine.groups_in_flight else "waiting for tasks"
+        fields = {
+            "role": "actor",
+            "state": state if self.policy.may_generate else "waiting for weights",
+            "epoch": self.policy.epoch,
+            "policy_version": self._engine.policy_version,
+            "groups_in_flight": self._engine.groups_in_flight,
+            "apply_failures": self.policy.failures,
+            "waited_s": round(self._waited_s, 3),
+            **self._counts,
+        }
+        self._streams.heartbeat(self.name, fields, ttl_s=HEARTBEAT_TTL_S)

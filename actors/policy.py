@@ -1,0 +1,71 @@
+"""Following the policy: take each newly published version between two decoding steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from actors.engine import Engine
+from common.codec import decode
+from common.errors import InvalidMessage, WeightsError
+from common.messages import WeightManifest
+from common.staleness import may_generate
+from common.streams import Streams
+from common.weights import verified
+
+log = structlog.get_logger()
+
+POLL_S: Final = 0.02
+"""Weights are looked for no more often than this while tokens flow."""
+
+
+class PolicyFollower:
+    """Applies the newest manifest. Torn or altered weights keep the old version, and are retried."""
+
+    def __init__(
+        self, streams: Streams, engine: Engine, max_staleness: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.epoch = 0
+        self.published_version = -1
+        self.failures = 0
+        self._streams = streams
+        self._engine = engine
+        self._max_staleness = max_staleness
+        self._clock = clock
+        self._polled = float("-inf")
+
+    @property
+    def may_generate(self) -> bool:
+        """The generation gate: weights are there, and no further behind than the bound."""
+        applied = self._engine.policy_version
+        return applied >= 0 and may_generate(applied, self.published_version, self._max_staleness)
+
+    def follow(self, *, now: bool = False) -> None:
+        """Apply the newest weights if there are newer ones. Unless ``now``, at most every POLL_S."""
+        if not now and self._clock() - self._polled < POLL_S:
+            return
+        self._polled = self._clock()
+        manifest = self._newest()
+        if manifest is None or (manifest.epoch, manifest.version) <= (self.epoch, self._engine.policy_version):
+            return
+        self.published_version = manifest.version
+        try:
+            self._engine.apply(verified(manifest), manifest.version)
+        except WeightsError as error:
+            self.failures += 1
+            log.warning("policy.apply_failed", reason=str(error), kept=self._engine.policy_version)
+            return
+        self.epoch = manifest.epoch
+
+    def _newest(self) -> WeightManifest | None:
+        """The newest of the last manifests; those of a fenced learner's older epoch are passed over."""
+        manifests = []
+        for payload in self._streams.newest_weights():
+            try:
+                manifests.append(decode(WeightManifest, payload))
+            except InvalidMessage as error:
+                log.warning("policy.bad_manifest", reason=str(error))
+        return max(manifests, key=lambda m: (m.epoch, m.version), default=None)

@@ -1,0 +1,449 @@
+"""Every setting of a run, with its default, unit and meaning. docs/configuration.md is generated from here.
+
+Precedence: preset < run file (TOML) < environment (``SPARK_SECTION__KEY``) < command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from common.errors import SettingsError
+
+CONFIGS: Final = Path(__file__).resolve().parent.parent / "configs"
+PATH_KEYS: Final = (
+    ("model", "path"),
+    ("prompts", "source"),
+    ("eval", "prompts"),
+    ("templates", "path"),
+    ("redis", "url_file"),
+)
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Run(Section):
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of the run: its directory, and its key prefix in Redis."""
+    dir: Path = Path("runs")
+    """Directory that holds run directories; relative to the working directory."""
+    seed: int = 0
+    """Seed of prompt order, sampling and judge-task choices."""
+    python_path: tuple[Path, ...] = ()
+    """Folders searched for `python:module:function`. The run file's own folder is added."""
+
+    @property
+    def directory(self) -> Path:
+        return self.dir / self.name
+
+
+class Redis(Section):
+    url: SecretStr = SecretStr("")
+    """`redis://`, `rediss://` or `unix://` URL. Empty: `spark up` starts an embedded server."""
+    url_file: Path | None = None
+    """File that holds the URL with its password, as a container's secret does. Read when `redis.url` is empty."""
+    lease_s: float = Field(default=60.0, gt=0)
+    """An entry idle longer than this is claimed by another actor; a living owner renews at a quarter of it."""
+    max_deliveries: int = Field(default=5, ge=1)
+    """Deliveries after which an entry goes to the dead letters."""
+    give_up_s: float = Field(default=60.0, gt=0)
+    """A process that cannot reach the server for this long ends with exit code 3."""
+    memory_share: Share = 0.65
+    """Issuing stops above this share of the server's maxmemory."""
+
+
+class Model(Section):
+    path: str = ""
+    """Hugging Face directory or hub id of the model to train."""
+    revision: str | None = None
+    """Commit of a hub model."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attn_implementation: str = "sdpa"
+    """Attention of transformers."""
+    trust_remote_code: bool = False
+    """Run Python code shipped with the model. Only for models you trust."""
+
+
+class Prompts(Section):
+    source: str = ""
+    """`FILE.jsonl`, `dataset:NAME_OR_DIR[:SPLIT]`, `reasoning-gym:TASK`, or `python:MODULE:FUNCTION`."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of a reasoning-gym task or keyword arguments of a Python function."""
+    verifier: str = "math"
+    """Verifier for prompts that name none: `exact`, `choice`, `math`, `reasoning-gym`, `python:MODULE:FUNCTION`."""
+    shuffle: bool = True
+    """Shuffle every epoch, from the run's seed."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Passes over the source after which issuing stops. None: until `learner.max_steps`."""
+
+
+class Templates(Section):
+    path: str = "default"
+    """Template set: `default`, or a TOML file."""
+
+
+class Sampling(Section):
+    group_size: int = Field(default=8, ge=2)
+    """Completions per task (n). A lone rollout always gets advantage 0."""
+    temperature: float = Field(default=1.0, gt=0)
+    max_new_tokens: int = Field(default=1024, ge=1)
+    """Token limit of a solution or a reflection."""
+    judge_max_new_tokens: int | None = Field(default=None, ge=1)
+    """Token limit of a pointwise or pairwise verdict. None: as for solutions."""
+    max_prompt_tokens: int = Field(default=8192, ge=1)
+    """Longer prompts go to the dead letters."""
+
+
+class Staleness(Section):
+    max_staleness: int = Field(default=4, ge=0)
+    """eta: a group is trained only if no token of it is older than this many optimizer steps."""
+    max_content_staleness: int | None = Field(default=None, ge=0)
+    """The same for the answer a judge task shows; importance ratios cannot repair it. None: 4 * max(eta, 1)."""
+
+    @property
+    def content_bound(self) -> int:
+        return 4 * max(self.max_staleness, 1) if self.max_content_staleness is None else self.max_content_staleness
+
+
+class Actor(Section):
+    engine: Literal["transformers"] = "transformers"
+    count: int = Field(default=2, ge=1)
+    """Actors that `spark up` starts."""
+    groups_in_flight: int = Field(default=16, ge=1)
+    """Groups one actor generates at once."""
+    torch_threads: int = Field(default=1, ge=1)
+    """CPU threads of one actor. More than the free cores is far slower than one."""
+    kv_on_update: Literal["recompute", "keep"] = "recompute"
+    """When weights change in mid-completion: recompute the KV cache (exact), or keep it (cheaper, staler)."""
+
+
+class Verifier(Section):
+    timeout_s: float = Field(default=5.0, gt=0)
+    """A verification that takes longer is killed; its rollout is excluded, not scored 0."""
+    memory_mb: int = Field(default=2048, ge=64)
+    """Address-space limit of a verifier process beyond what it has at start."""
+    workers: int = Field(default=1, ge=1)
+    """Verifier processes per actor."""
+
+
+class Mix(Section):
+    """Shares of the judge objectives among judge tasks; normalised by their sum."""
+
+    pointwise: float = Field(default=0.25, ge=0)
+    pairwise: float = Field(default=0.25, ge=0)
+    reflect: float = Field(default=0.5, ge=0)
+
+
+class Recycler(Section):
+    recipe: Literal["balanced", "natural", "original"] = "balanced"
+    """`balanced`: classes 50/50; `natural`: the rollouts' own rate; `original`: as SPARK's released code does."""
+    mix: Mix = Mix()
+    correct_share: Share = 0.5
+    """Share of right answers among reflection sources."""
+    told_wrong_share: Share = 0.0
+    """Cap on reflection tasks whose template says that the answer is wrong (wrong sources only)."""
+    max_tasks_per_group: int = Field(default=4, ge=1)
+    """Judge tasks made from one policy group at most (`balanced` and `natural`)."""
+    reservoir_groups: int = Field(default=256, ge=1)
+    """Scored groups kept (un-acked) as sources; beyond it the oldest of the fullest kind is dropped."""
+
+
+class Loss(Section):
+    kind: Literal["ppo", "cispo", "tis"] = "ppo"
+    """Correction for staleness: clipped ratio to behaviour log-probs, CISPO, or truncated importance sampling."""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    clip_high: float = Field(default=0.2, gt=0)
+    cap: float = Field(default=2.0, gt=0)
+    """Upper bound of the importance weight in `cispo` and `tis`."""
+    old_logprobs: Literal["behaviour", "recomputed"] = "behaviour"
+    """What `ppo` takes the ratio to: the engine's log-probs, or a forward pass at the start of the batch."""
+    normalise: Literal["objective", "token"] = "objective"
+    """`objective`: each objective by its own token count, then weighted. `token`: one mean over all tokens."""
+    solve_weight: float = Field(default=1.0, ge=0)
+    pointwise_weight: float = Field(default=0.25, ge=0)
+    pairwise_weight: float = Field(default=0.25, ge=0)
+    reflect_weight: float = Field(default=0.5, ge=0)
+    kl_coef: float = Field(default=0.0, ge=0)
+    """Weight of the k3 estimate of KL(policy || frozen base model)."""
+
+
+class Learner(Section):
+    max_steps: int = Field(default=1000, ge=1)
+    """Optimizer steps of the run."""
+    groups_per_step: int = Field(default=64, ge=1)
+    """Policy groups (prompts) per batch."""
+    judge_share: float = Field(default=0.5, ge=0, lt=1)
+    """Judge groups as a share of a joint batch, at most. 0 switches judging off (GRPO)."""
+    mixing: Literal["joint", "alternate"] = "joint"
+    """One batch of both streams, or a policy batch and then a judge batch (as the released code)."""
+    updates_per_batch: int = Field(default=1, ge=1)
+    """Optimizer steps per batch; each takes an equal part of its groups."""
+    judge_wait_s: float = Field(default=0.0, ge=0)
+    """How long a full policy batch waits for judge groups that are still on their way."""
+    straggler_wait_s: float = Field(default=10.0, ge=0)
+    """How long a full batch waits for older groups that would be too stale at the next one."""
+    advantage: Literal["group_norm", "mean"] = "group_norm"
+    """(r - mean) / (population std + eps), or r - mean (Dr.GRPO)."""
+    advantage_eps: float = Field(default=1e-4, gt=0)
+    filter_zero_variance: bool = True
+    """Leave groups without a contrast out of loss and denominator; others are issued in their place."""
+    refill: float = Field(default=4.0, ge=1)
+    """Groups looked at per batch at most, over `groups_per_step`; after that a smaller batch is taken."""
+    lr: float = Field(default=1e-6, gt=0)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    lr_min_ratio: Share = 0.1
+    """Learning rate at max_steps over its peak (`linear`, `cosine`)."""
+    warmup_steps: int = Field(default=5, ge=0)
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.0, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
+    tokens_per_microbatch: int = Field(default=16384, ge=1)
+    """Padded tokens of one forward pass; gradients accumulate over the batch."""
+    torch_threads: int = Field(default=1, ge=1)
+    checkpoint_every: int = Field(default=20, ge=1)
+    """Optimizer steps between checkpoints. Entries are acknowledged only by a durable checkpoint."""
+    checkpoints_kept: int = Field(default=2, ge=1)
+    no_progress_s: float = Field(default=120.0, gt=0)
+    """A wait longer than this is reported with what it waits for."""
+
+    @property
+    def judge_groups_per_step(self) -> int:
+        """Judge groups beside ``groups_per_step`` policy groups in a batch, at most."""
+        if self.mixing == "alternate":
+            return self.groups_per_step if self.judge_share > 0 else 0
+        return round(self.groups_per_step * self.judge_share / (1.0 - self.judge_share))
+
+
+class Weights(Section):
+    dir: Path | None = None
+    """Directory store for published weights. None: `weights/` in the run directory."""
+    shared_memory: bool = False
+    """Publish through /dev/shm instead (one host)."""
+    keep: int = Field(default=2, ge=1)
+    """Newest versions kept even when no live actor uses them."""
+
+
+class Eval(Section):
+    prompts: str = ""
+    """Held-out prompts of the run's before/after table; same forms as `prompts.source`. Empty: no table."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    draws: int = Field(default=2048, ge=1)
+    """Prompts drawn per figure."""
+    rounds: int = Field(default=2, ge=0)
+    """Judge-and-reflect rounds of test-time scaling."""
+    votes: int = Field(default=4, ge=1)
+    """Samples of the majority vote printed beside it."""
+    seed: int = 1
+    """Seed of the evaluation's prompts and sampling."""
+
+
+class Settings(BaseSettings):
+    """All settings of one run."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix="SPARK_",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+    )
+    preset: Literal["spark", "spark_original", "grpo"] = "spark"
+    """Named defaults from configs/; everything in the run file overrides them."""
+    run: Run = Run()
+    redis: Redis = Redis()
+    model: Model = Model()
+    prompts: Prompts = Prompts()
+    templates: Templates = Templates()
+    sampling: Sampling = Sampling()
+    staleness: Staleness = Staleness()
+    actor: Actor = Actor()
+    verifier: Verifier = Verifier()
+    recycler: Recycler = Recycler()
+    loss: Loss = Loss()
+    learner: Learner = Learner()
+    weights: Weights = Weights()
+    eval: Eval = Eval()
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        learner, staleness = self.learner, self.staleness.max_staleness
+        if learner.groups_per_step % learner.updates_per_batch:
+            raise ValueError(
+                f"learner.groups_per_step={learner.groups_per_step} is no multiple of "
+                f"learner.updates_per_batch={learner.updates_per_batch}; each update takes an equal part"
+            )
+        if 0 < staleness < learner.updates_per_batch:
+            raise ValueError(
+                f"staleness.max_staleness={staleness} is below learner.updates_per_batch={learner.updates_per_batch}, "
+                "so it allows no overlap; set 0 (synchronous) or at least that"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings
+
+    @property
+    def weights_dir(self) -> Path:
+        if self.weights.shared_memory:
+            return Path("/dev/shm") / f"spark-{self.run.name}"
+        return self.weights.dir or self.run.directory / "weights"
+
+
+def load_settings(run_file: Path, overrides: Iterable[str] = ()) -> Settings:
+    """Read preset, run file, environment and ``section.key=value`` overrides.
+
+    Raises SettingsError with one sentence that names the key, the value and the nearest known key.
+    """
+    file_values = _read_toml(run_file)
+    _make_paths_absolute(file_values, run_file.resolve().parent)
+    override_values = _parse_overrides(overrides)
+    preset = override_values.get("preset") or os.environ.get("SPARK_PRESET") or file_values.get("preset", "spark")
+    if not (CONFIGS / f"{preset}.toml").is_file():
+        known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.toml")))
+        raise SettingsError(f"preset={preset!r} is unknown; known presets: {known}")
+    values = _merge(_read_toml(CONFIGS / f"{preset}.toml"), file_values)
+    values["preset"] = preset
+    _reject_unknown_environment()
+    return _with_secrets(_build(values, override_values, str(run_file)))
+
+
+def _build(values: dict[str, Any], overrides: dict[str, Any], origin: str) -> Settings:
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=values)
+
+    try:
+        return FromFile(**overrides)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, origin)) from None
+
+
+def _with_secrets(settings: Settings) -> Settings:
+    path = settings.redis.url_file
+    if path is None or settings.redis.url.get_secret_value():
+        return settings
+    try:
+        url = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"redis.url_file={str(path)!r} cannot be read: {error}") from None
+    if not url:
+        raise SettingsError(f"redis.url_file={str(path)!r} is empty; write redis://USER:PASSWORD@HOST:PORT into it")
+    return settings.model_copy(update={"redis": settings.redis.model_copy(update={"url": SecretStr(url)})})
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"run file {path} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise SettingsError(f"run file {path} cannot be read: {error}") from None
+
+
+def _make_paths_absolute(values: dict[str, Any], folder: Path) -> None:
+    """Paths in a run file are relative to that file; its folder is importable for `python:` references."""
+    run = values.setdefault("run", {})
+    if isinstance(run, dict):
+        listed = run.get("python_path", ())
+        run["python_path"] = [str(folder / path) for path in dict.fromkeys((*listed, "."))]
+    for section, key in PATH_KEYS:
+        table = values.get(section)
+        if (
+            isinstance(table, dict)
+            and isinstance(table.get(key), str)
+            and (folder / table[key]).exists()
+            and table[key]
+        ):
+            table[key] = str((folder / table[key]).resolve())
+
+
+def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {override!r}: write section.key=value, for example learner.max_steps=10")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text  # a bare word is a string
+        *tables, key = name.strip().split(".")
+        nested: dict[str, Any] = {key: value}
+        for table in reversed(tables):
+            nested = {table: nested}
+        values = _merge(values, nested)
+    return values
+
+
+def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(low)
+    for key, value in high.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _reject_unknown_environment() -> None:
+    """pydantic-settings ignores unknown variables in silence; a typo must not."""
+    known = {f"SPARK_{name.upper()}" for name in Settings.model_fields}
+    for name in os.environ:
+        if name.upper().startswith("SPARK_") and name.upper().split("__")[0] not in known:
+            raise SettingsError(
+                f"environment variable {name} sets nothing; {_nearest(name.upper().split('__')[0], known)}"
+            )
+
+
+def known_keys(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, info in model.model_fields.items():
+        nested = info.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            keys += known_keys(nested, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    by_last_part = {name.rsplit(".", 1)[-1]: name for name in known}
+    match = difflib.get_close_matches(key, by_last_part.values(), n=1) or [
+        by_last_part[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_last_part, n=1)
+    ]
+    return f"did you mean {match[0]}?" if match else "docs/configuration.md lists all keys"
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{origin}: unknown setting {key}; {_nearest(key, [*known_keys(), *Settings.model_fields])}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return f"{origin}: {message}"
+    return f"{origin}: {key}={first['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,267 @@
+#!lua name=spark
+
+-- Every change of a stream that must happen once is one call here. The acknowledgement is the commit
+-- marker: XACK answers 1 to exactly one caller, and only that caller's effects are applied. A retry, a
+-- second claimer or a process that was paused and resumed gets 0 and changes nothing.
+-- Callers pass at most 200 entries a call. A call is checked before it changes anything: it applies whole or not at all.
+
+-- XINFO answers a flat list of names and values.
+local function named(info)
+  local fields = {}
+  for i = 1, #info, 2 do fields[info[i]] = info[i + 1] end
+  return fields
+end
+
+-- The error for a stream position that is none, found before anything is changed.
+local function bad_id(id)
+  if string.match(id, '^%d+%-%d+$') then return nil end
+  return redis.error_reply('ERR ' .. id .. ' is no stream id')
+end
+
+-- XINFO without the "no such key" error: a lost stream is reported as its lost group, which callers know to mend.
+local function groups_of(stream)
+  if redis.call('EXISTS', stream) == 0 then return {} end
+  local groups = redis.call('XINFO', 'GROUPS', stream)
+  for i = 1, #groups do groups[i] = named(groups[i]) end
+  return groups
+end
+
+local function no_group(stream)
+  return redis.error_reply('NOGROUP a consumer group of ' .. stream .. ' is missing')
+end
+
+local function event(key, kind, fields)
+  redis.call('XADD', key, '*', 'event', kind, unpack(fields))
+end
+
+-- keys: fence    args: epoch, token ("epoch:nonce")
+-- 1 when this token now holds the fence, 0 when a higher epoch does, or another token of the same epoch: two
+-- learners whose checkpoint stores do not know each other.
+local function take_fence(keys, args)
+  local held = redis.call('GET', keys[1])
+  if held and held ~= args[2] and tonumber(string.match(held, '^(%d+):')) >= tonumber(args[1]) then return 0 end
+  redis.call('SET', keys[1], args[2])
+  return 1
+end
+
+-- keys: fence, cursor, tasks, ledger, events    args: token, expected cursor, next cursor, (uid, payload)*
+-- Returns {fence held, cursor after the call}. Compare-and-set: another expected cursor changes nothing.
+local function issue(keys, args)
+  local cursor = tonumber(redis.call('GET', keys[2]) or '0')
+  if redis.call('GET', keys[1]) ~= args[1] then return {0, cursor} end
+  if cursor ~= tonumber(args[2]) then return {1, cursor} end
+  redis.call('SET', keys[2], args[3])
+  local uids = {}
+  for i = 4, #args, 2 do
+    redis.call('XADD', keys[3], '*', 'uid', args[i], 'm', args[i + 1])
+    uids[#uids + 1] = args[i]
+  end
+  if #uids > 0 then
+    redis.call('HINCRBY', keys[4], 'issued:policy', #uids)
+    event(keys[5], 'issued', {'kind', 'policy', 'uids', table.concat(uids, ' ')})
+  end
+  return {1, tonumber(args[3])}
+end
+
+-- keys: in, out, ledger, events    args: group, issued kind or '', (id, n, (uid, payload) * n)*
+-- Acks each entry and appends its products only where the ack counted. Returns 1 or 0 per entry.
+local function transfer(keys, args)
+  local i = 3
+  while i <= #args do
+    local err = bad_id(args[i])
+    if err then return err end
+    i = i + 2 + 2 * tonumber(args[i + 1])
+  end
+  local applied, uids = {}, {}
+  i = 3
+  while i <= #args do
+    local id, products = args[i], tonumber(args[i + 1])
+    local acked = redis.call('XACK', keys[1], args[1], id)
+    applied[#applied + 1] = acked
+    for p = 0, products - 1 do
+      local at = i + 2 + 2 * p
+      if acked == 1 then
+        redis.call('XADD', keys[2], '*', 'uid', args[at], 'm', args[at + 1])
+        uids[#uids + 1] = args[at]
+      end
+    end
+    i = i + 2 + 2 * products
+  end
+  if args[2] ~= '' and #uids > 0 then
+    redis.call('HINCRBY', keys[3], 'issued:' .. args[2], #uids)
+    event(keys[4], 'issued', {'kind', args[2], 'uids', table.concat(uids, ' ')})
+  end
+  return applied
+end
+
+-- keys: fence, ledger, events, stream+    args: token, group, policy version, (stream index, id, uid, outcome, kind)*
+-- The learner's acknowledgement, after its checkpoint is durable. Returns -1 when fenced, else the number acked.
+-- An empty uid acks an entry that counts nowhere (a duplicate of a uid that already ended).
+local function settle(keys, args)
+  if redis.call('GET', keys[1]) ~= args[1] then return -1 end
+  for i = 4, #args, 5 do
+    local err = bad_id(args[i + 1])
+    if err then return err end
+  end
+  local acked, ended = 0, {}
+  for i = 4, #args, 5 do
+    if redis.call('XACK', keys[3 + tonumber(args[i])], args[2], args[i + 1]) == 1 then
+      acked = acked + 1
+      if args[i + 2] ~= '' then
+        local name = args[i + 3] .. ':' .. args[i + 4]
+        ended[name] = ended[name] or {}
+        table.insert(ended[name], args[i + 2])
+      end
+    end
+  end
+  for name, uids in pairs(ended) do
+    redis.call('HINCRBY', keys[2], name, #uids)
+    event(keys[3], 'ended', {'outcome', name, 'policy_version', args[3], 'uids', table.concat(uids, ' ')})
+  end
+  return acked
+end
+
+-- keys: in, dead, ledger, events    args: group, id, uid, kind or '' (counts nowhere), reason, deliveries, payload
+local function bury(keys, args)
+  if redis.call('XACK', keys[1], args[1], args[2]) == 0 then return 0 end
+  redis.call('XADD', keys[2], '*', 'stream', keys[1], 'group', args[1], 'uid', args[3], 'kind', args[4],
+    'reason', args[5], 'deliveries', args[6], 'm', args[7])
+  if args[4] ~= '' then
+    redis.call('HINCRBY', keys[3], 'dead:' .. args[4], 1)
+    event(keys[4], 'ended', {'outcome', 'dead:' .. args[4], 'reason', args[5], 'uids', args[3]})
+  end
+  return 1
+end
+
+local function owned(stream, group, consumer, id)
+  local pending = redis.call('XPENDING', stream, group, id, id, 1)
+  return #pending == 1 and pending[1][2] == consumer
+end
+
+-- keys: stream    args: group, consumer, idle ms to set, id*    Returns the ids still owned by the consumer.
+-- Idle 0 renews a lease; a huge one hands the entry back, claimable at once. A zombie's call does nothing.
+local function set_idle(keys, args)
+  local kept = {}
+  for i = 4, #args do
+    if owned(keys[1], args[1], args[2], args[i]) then
+      redis.call('XCLAIM', keys[1], args[1], args[2], 0, args[i], 'IDLE', args[3], 'JUSTID')
+      kept[#kept + 1] = args[i]
+    end
+  end
+  return kept
+end
+
+-- keys: stream    args: group, consumer
+-- Moves pending entries of every other consumer to this one (older epochs of the learner); at most 200 a call.
+local function adopt(keys, args)
+  if #groups_of(keys[1]) == 0 then return no_group(keys[1]) end
+  local moved = 0
+  for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', keys[1], args[1])) do
+    local consumer = named(info)
+    local name, pending = consumer['name'], consumer['pending']
+    if name ~= args[2] then
+      if pending == 0 then
+        redis.call('XGROUP', 'DELCONSUMER', keys[1], args[1], name)  -- nothing pending, so nothing is discarded
+      else
+        for _, entry in ipairs(redis.call('XPENDING', keys[1], args[1], '-', '+', 200 - moved, name)) do
+          redis.call('XCLAIM', keys[1], args[1], args[2], 0, entry[1], 'JUSTID')
+          moved = moved + 1
+        end
+        if moved >= 200 then return moved end
+      end
+    end
+  end
+  return moved
+end
+
+local function parse(id)
+  local ms, seq = string.match(id, '^(%d+)%-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+
+local function less(a, b)
+  local a_ms, a_seq = parse(a)
+  local b_ms, b_seq = parse(b)
+  return a_ms < b_ms or (a_ms == b_ms and a_seq < b_seq)
+end
+
+local function successor(id)
+  local ms, seq = string.match(id, '^(%d+)%-(%d+)$')
+  return ms .. '-' .. string.format('%.0f', tonumber(seq) + 1)
+end
+
+-- keys: stream    args: number of groups the stream must have, most entries to delete (at least 100)
+-- Deletes only what every group has both read and acknowledged.
+local function trim(keys, args)
+  local groups = groups_of(keys[1])
+  if #groups < tonumber(args[1]) then return no_group(keys[1]) end
+  local low
+  for _, group in ipairs(groups) do
+    local first = redis.call('XPENDING', keys[1], group['name'])[2] or successor(group['last-delivered-id'])
+    if not low or less(first, low) then low = first end
+  end
+  -- Whole nodes first, in a slice; what is left below `low` is then a part of one node, of at most 100 entries.
+  local deleted = redis.call('XTRIM', keys[1], 'MINID', '~', low, 'LIMIT', args[2])
+  if deleted > 0 then return deleted end
+  return redis.call('XTRIM', keys[1], 'MINID', low)
+end
+
+-- Entries after `last`, counted one by one: slow where they are large.
+local function count_after(stream, last)
+  local count = 0
+  while true do
+    local slice = redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 100)
+    count = count + #slice
+    if #slice < 100 then return count end
+    last = slice[#slice][1]
+  end
+end
+
+-- keys: stream    args: group
+-- {pending, undelivered, idle ms of the oldest pending entry}. The server's own lag is exact here, because trim never
+-- deletes an entry that a group has not read; after a foreign XDEL it is nil, and the entries are counted.
+local function backlog(keys, args)
+  local group
+  for _, info in ipairs(groups_of(keys[1])) do
+    if info['name'] == args[1] then group = info end
+  end
+  if not group then return no_group(keys[1]) end
+  local undelivered = group['lag'] or count_after(keys[1], group['last-delivered-id'])
+  local oldest = redis.call('XPENDING', keys[1], args[1], '-', '+', 1)
+  return {group['pending'], undelivered, #oldest == 1 and oldest[1][3] or 0}
+end
+
+-- keys: weights    args: manifest, versions to remember    Only the newest one matters, so this stream may be cut.
+local function publish(keys, args)
+  return redis.call('XADD', keys[1], 'MAXLEN', '~', args[2], '*', 'm', args[1])
+end
+
+-- keys: progress    args: (field, value)*
+local function report(keys, args)
+  return redis.call('HSET', keys[1], unpack(args))
+end
+
+-- keys: members, heartbeat of the member    args: member, what it says, ms to live
+local function heartbeat(keys, args)
+  redis.call('SADD', keys[1], args[1])
+  return redis.call('SET', keys[2], args[2], 'PX', args[3])
+end
+
+-- A full server refuses the producers; everything that drains it, or says how things stand, runs above maxmemory.
+local function register(name, callback, flags)
+  redis.register_function{function_name = 'spark_' .. name, callback = callback, flags = flags}
+end
+
+register('issue', issue, {})
+register('transfer', transfer, {})
+register('discard', transfer, {'allow-oom'})
+register('settle', settle, {'allow-oom'})
+register('bury', bury, {'allow-oom'})
+register('set_idle', set_idle, {'allow-oom'})
+register('adopt', adopt, {'allow-oom'})
+register('trim', trim, {'allow-oom'})
+register('take_fence', take_fence, {'allow-oom'})
+register('publish', publish, {'allow-oom'})
+register('report', report, {'allow-oom'})
+register('heartbeat', heartbeat, {'allow-oom'})
+register('backlog', backlog, {'no-writes'})

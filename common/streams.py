@@ -1,0 +1,426 @@
+"""The streams of one run: everything the processes say to the server, each call safe to repeat.
+
+streams.md holds the delivery protocol and why each call may be repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import redis
+
+from common.codec import encode
+from common.errors import Fenced, ServerError, ServerFull
+from common.keys import Keys
+from common.messages import OUTCOMES, Kind, Outcome, Task, WeightManifest
+from common.server import RETRIABLE, Client, address, is_full, memory_share
+
+CALL_ENTRIES: Final = 200
+"""Entries per function call; Lua's unpack and the server's other clients both want it bounded."""
+HAND_BACK_IDLE_MS: Final = 1_000_000_000
+LONGEST_DELAY_S: Final = 2.0
+TRIM_SLICE: Final = 100
+"""Smallest slice of a trim: entries of one node of a stream, which the server deletes whole."""
+WEIGHTS_REMEMBERED: Final = 1000
+"""Manifests kept on the weights stream; only the last few are ever read."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One stream entry in a consumer's hands. ``payload`` is not decoded yet: it may be poison."""
+
+    stream: str
+    id: str
+    uid: str
+    payload: bytes
+    deliveries: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    uid: str
+    payload: bytes
+
+    @classmethod
+    def of(cls, uid: str, message: object) -> Product:
+        return cls(uid=uid, payload=encode(message))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How an entry of the learner ends. Without a uid it is acked but counted nowhere (a duplicate)."""
+
+    stream: str
+    id: str
+    uid: str
+    outcome: Outcome
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    pending: int
+    undelivered: int
+    oldest_idle_ms: int
+
+    @property
+    def total(self) -> int:
+        return self.pending + self.undelivered
+
+
+class Streams:
+    """Typed calls over one client. Lost connections are retried until ``give_up_s``, then ServerError.
+
+    A server out of memory or disk refuses the producers' calls (``issue``, ``transfer`` of products) with ServerFull.
+    Every other call needs no room, or waits until there is some: a server that heals is no reason to die.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        run: str,
+        *,
+        give_up_s: float = 60.0,
+        seed: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.client = client
+        self.keys = Keys(run)
+        self._give_up_s = give_up_s
+        self._jitter = random.Random(seed)
+        self._clock = clock
+        self._sleep = sleep
+
+    # -- set-up -------------------------------------------------------------------------------------
+
+    def create_groups(self) -> None:
+        """Create every stream and consumer group, from id 0: a group created at ``$`` misses what came before it."""
+        for stream, groups in self.keys.groups().items():
+            for group in groups:
+                self._retry(partial(self._create_group, stream, group))
+
+    def _create_group(self, stream: str, group: str) -> None:
+        try:
+            self.client.xgroup_create(stream, group, id="0", mkstream=True)
+        except redis.ResponseError as error:
+            # a full server refuses even to say that the group exists
+            if not str(error).startswith("BUSYGROUP") and not (is_full(error) and self._has_group(stream, group)):
+                raise
+
+    def _has_group(self, stream: str, group: str) -> bool:
+        if not self.client.exists(stream):
+            return False
+        groups: Any = self.client.xinfo_groups(stream)
+        return group.encode() in [info["name"] for info in groups]
+
+    def take_fence(self, epoch: int, token: str) -> bool:
+        """Make ``token`` ("EPOCH:NONCE") the only one that may issue and settle.
+
+        False when a higher epoch holds the fence, or another learner that took the same epoch from another store.
+        """
+        return bool(self._call("spark_take_fence", [self.keys.fence], [epoch, token]))
+
+    # -- producers ----------------------------------------------------------------------------------
+
+    def cursor(self) -> int | None:
+        """Prompts issued so far; None on a server that knows nothing of this run."""
+        value = self._retry(lambda: self.client.get(self.keys.cursor))
+        return None if value is None else int(value)
+
+    def issue(self, token: str, cursor: int, tasks: Sequence[Task], next_cursor: int | None = None) -> int:
+        """Move the cursor and append the tasks, once. Returns the cursor afterwards. Raises Fenced, ServerFull."""
+        next_cursor = cursor + len(tasks) if next_cursor is None else next_cursor
+        if tasks and next_cursor <= cursor:
+            raise ValueError(f"next_cursor={next_cursor} must be above cursor={cursor}: it makes a repeat harmless")
+        keys = self.keys
+        args: list[Any] = [token, cursor, next_cursor]
+        for task in tasks:
+            args += [task.uid, encode(task)]
+        names = [keys.fence, keys.cursor, keys.tasks("policy"), keys.ledger, keys.events]
+        held, now_at = self._call("spark_issue", names, args, produces=True)
+        if not held:
+            raise Fenced("another learner holds the fence of this run; this one stops issuing")
+        return int(now_at)
+
+    def transfer(
+        self,
+        source: str,
+        group: str,
+        target: str,
+        moves: Iterable[tuple[str, Sequence[Product]]],
+        *,
+        issues: Kind | None = None,
+    ) -> list[bool]:
+        """Ack each entry and append its products, atomically; an entry acked before changes nothing.
+
+        With ``issues`` the products count as issued tasks of that kind. Returns for each entry whether this attempt
+        applied it: False may also mean an earlier attempt of the same call whose reply was lost. Raises ServerFull.
+        """
+        applied: list[bool] = []
+        for chunk in _chunks(list(moves), CALL_ENTRIES):
+            args: list[Any] = [group, issues or ""]
+            for entry_id, products in chunk:
+                args += [entry_id, len(products)]
+                for product in products:
+                    args += [product.uid, product.payload]
+            names = [source, target, self.keys.ledger, self.keys.events]
+            produces = any(products for _, products in chunk)
+            function = "spark_transfer" if produces else "spark_discard"  # which needs no room on the server
+            applied += [bool(flag) for flag in self._call(function, names, args, produces=produces)]
+        return applied
+
+    def publish(self, manifest: WeightManifest) -> None:
+        """Announce weights. Repeating it is harmless: actors load the newest version, once."""
+        self._call("spark_publish", [self.keys.weights], [encode(manifest), WEIGHTS_REMEMBERED])
+
+    # -- consumers ----------------------------------------------------------------------------------
+
+    def read_new(
+        self, group: str, consumer: str, streams: Sequence[str], count: int, block_ms: int | None
+    ) -> list[Delivery]:
+        """Claim up to ``count`` new entries of each stream. Not retried: see ``Consumer``."""
+        wanted: dict[Any, Any] = dict.fromkeys(streams, ">")
+        answer: Any = self.client.xreadgroup(group, consumer, wanted, count=count, block=block_ms)
+        return _deliveries(answer)
+
+    def own_pending(self, group: str, consumer: str, stream: str, after: str, count: int) -> list[tuple[str, int]]:
+        """(id, deliveries so far) of what is pending for this consumer, without delivering it once more."""
+        rows: Any = self.client.xpending_range(
+            stream, group, min=f"({after}", max="+", count=count, consumername=consumer
+        )
+        return [(row["message_id"].decode(), int(row["times_delivered"])) for row in rows]
+
+    def read_own(self, group: str, consumer: str, stream: str, rows: Sequence[tuple[str, int]]) -> list[Delivery]:
+        """Deliver entries already pending for this consumer again. One that is no longer its own is left out.
+
+        An entry deleted while it was pending comes with an empty payload, so that it is buried like any other poison.
+        """
+        with self.client.pipeline(transaction=False) as pipe:
+            for entry_id, _ in rows:
+                pipe.xreadgroup(group, consumer, {stream: _before(entry_id)}, count=1)
+            answers = pipe.execute()
+        counts = {entry_id: so_far + 1 for entry_id, so_far in rows}
+        return [
+            replace(delivery, deliveries=counts[entry_id])
+            for (entry_id, _), answer in zip(rows, answers, strict=True)
+            for delivery in _deliveries(answer)
+            if delivery.id == entry_id
+        ]
+
+    def read_expired(
+        self, group: str, consumer: str, stream: str, lease_ms: int, count: int, held: Set[str] = frozenset()
+    ) -> list[Delivery]:
+        """Take over entries whose owner let the lease run out, except those ``held`` by this consumer itself.
+
+        The server looks through all that is pending: XAUTOCLAIM would stop after ten entries per entry asked for.
+        """
+        rows: Any = self.client.xpending_range(stream, group, min="-", max="+", count=count + len(held), idle=lease_ms)
+        counts = {row["message_id"].decode(): int(row["times_delivered"]) + 1 for row in rows}
+        ids = [entry_id for entry_id in counts if entry_id not in held][:count]
+        if not ids:
+            return []
+        answer: Any = self.client.xclaim(stream, group, consumer, min_idle_time=lease_ms, message_ids=list(ids))
+        taken = _deliveries([(stream.encode(), answer)])
+        return [replace(delivery, deliveries=counts[delivery.id]) for delivery in taken]
+
+    def renew(self, stream: str, group: str, consumer: str, ids: Sequence[str]) -> set[str]:
+        """Extend the leases still owned; returns the ids that are."""
+        return self._set_idle(stream, group, consumer, ids, 0)
+
+    def hand_back(self, stream: str, group: str, consumer: str, ids: Sequence[str]) -> set[str]:
+        """Make entries claimable at once, by anyone."""
+        return self._set_idle(stream, group, consumer, ids, HAND_BACK_IDLE_MS)
+
+    def _set_idle(self, stream: str, group: str, consumer: str, ids: Sequence[str], idle_ms: int) -> set[str]:
+        kept: set[str] = set()
+        for chunk in _chunks(list(ids), CALL_ENTRIES):
+            kept |= {
+                entry.decode() for entry in self._call("spark_set_idle", [stream], [group, consumer, idle_ms, *chunk])
+            }
+        return kept
+
+    def adopt(self, stream: str, group: str, consumer: str) -> int:
+        """Move what older consumers of the group hold to this one. Returns how many entries moved."""
+        total = 0
+        while moved := int(self._call("spark_adopt", [stream], [group, consumer])):
+            total += moved
+        return total
+
+    def settle(self, token: str, group: str, policy_version: int, endings: Sequence[Ending]) -> int:
+        """Acknowledge entries and count how their uids ended. Raises Fenced. Only after a durable checkpoint."""
+        acked = 0
+        streams = list(dict.fromkeys(ending.stream for ending in endings))
+        for chunk in _chunks(list(endings), CALL_ENTRIES):
+            args: list[Any] = [token, group, policy_version]
+            for end in chunk:
+                args += [streams.index(end.stream) + 1, end.id, end.uid, end.outcome, end.kind]
+            answer = int(
+                self._call("spark_settle", [self.keys.fence, self.keys.ledger, self.keys.events, *streams], args)
+            )
+            if answer < 0:
+                raise Fenced("another learner holds the fence of this run; this one stops acknowledging")
+            acked += answer
+        return acked
+
+    def bury(self, delivery: Delivery, group: str, reason: str, kind: Kind | None) -> bool:
+        """Move an entry to the dead letters; with ``kind`` its uid ends there."""
+        names = [delivery.stream, self.keys.dead, self.keys.ledger, self.keys.events]
+        args = [group, delivery.id, delivery.uid, kind or "", reason, delivery.deliveries, delivery.payload]
+        return bool(self._call("spark_bury", names, args))
+
+    def trim(self, stream: str, count: int = 1000) -> int:
+        """Delete up to ``count`` (at least ``TRIM_SLICE``) entries that every group has read and acknowledged.
+
+        Returns how many; 0 when nothing is left to delete.
+        """
+        wanted = len(self.keys.groups()[stream])
+        return int(self._call("spark_trim", [stream], [wanted, max(count, TRIM_SLICE)]))
+
+    def newest_weights(self, count: int = 4) -> list[bytes]:
+        """Payloads of the last weight manifests, newest first. A few, since a fenced learner may have added one."""
+        rows: Any = self._retry(lambda: self.client.xrevrange(self.keys.weights, count=count))
+        return [fields[b"m"] for _, fields in rows if b"m" in fields]
+
+    def wait_for_weights(self, block_ms: int) -> None:
+        """Return when a manifest is announced, or after ``block_ms``. Nothing is claimed, so nothing can be lost."""
+        self._retry(lambda: self.client.xread({self.keys.weights: "$"}, count=1, block=block_ms))
+
+    # -- what the processes tell each other ------------------------------------------------------------
+
+    def report_progress(self, **fields: int | str) -> None:
+        self._call("spark_report", [self.keys.progress], [part for field in fields.items() for part in field])
+
+    def progress(self) -> dict[str, str]:
+        return _text_map(self._retry(lambda: self.client.hgetall(self.keys.progress)))
+
+    def heartbeat(self, member: str, fields: Mapping[str, Any], ttl_s: float) -> None:
+        """Say that ``member`` lives. The server's expiry decides who is alive; clocks of hosts do not."""
+        beat = [member, json.dumps(dict(fields)), int(ttl_s * 1000)]
+        self._call("spark_heartbeat", [self.keys.members, self.keys.heartbeat(member)], beat)
+
+    def members(self) -> dict[str, dict[str, Any] | None]:
+        """Every member ever seen -> its last heartbeat, or None when it no longer lives."""
+        answer: Any = self._retry(lambda: self.client.smembers(self.keys.members))
+        names = sorted(name.decode() for name in answer)
+        if not names:
+            return {}
+        beats: Any = self._retry(lambda: self.client.mget([self.keys.heartbeat(name) for name in names]))
+        return {name: json.loads(beat) if beat else None for name, beat in zip(names, beats, strict=True)}
+
+    def memory_share(self) -> float:
+        """Share of the server's maxmemory in use; 0 without a limit."""
+        return self._retry(lambda: memory_share(self.client))
+
+    # -- accounts -------------------------------------------------------------------------------------
+
+    def ledger(self) -> dict[str, int]:
+        """``issued:KIND`` and ``OUTCOME:KIND`` -> number of uids."""
+        counts = {f"{name}:{kind}": 0 for name in ("issued", *OUTCOMES) for kind in ("policy", "judge")}
+        counts.update(
+            {
+                name: int(value)
+                for name, value in _text_map(self._retry(lambda: self.client.hgetall(self.keys.ledger))).items()
+            }
+        )
+        return counts
+
+    def backlog(self, stream: str, group: str) -> Backlog:
+        pending, undelivered, idle_ms = self._call("spark_backlog", [stream], [group])
+        return Backlog(pending=int(pending), undelivered=int(undelivered), oldest_idle_ms=int(idle_ms))
+
+    # -- plumbing -------------------------------------------------------------------------------------
+
+    def recover_from(self, error: redis.RedisError) -> None:
+        """After a failed read: wait until the server is back or has room, or make lost groups again. Else raises."""
+        if isinstance(error, RETRIABLE):
+            self.progress()
+        elif _no_group(error):
+            self.create_groups()
+        elif is_full(error):
+            self._sleep(self._jitter.uniform(0.5, 1.0) * LONGEST_DELAY_S)
+        else:
+            raise error
+
+    def _call(self, function: str, keys: Sequence[str], args: Sequence[Any], *, produces: bool = False) -> Any:
+        def call() -> Any:
+            return self._retry(lambda: self.client.fcall(function, len(keys), *keys, *args), produces=produces)
+
+        try:
+            return call()
+        except redis.ResponseError as error:
+            if str(error).startswith("Function not found"):
+                raise ServerError(
+                    f"the server at {address(self.client)} has lost the stream functions, so probably its data too; "
+                    "stop this run and start it again"
+                ) from error
+            if not _no_group(error):
+                raise
+        self.create_groups()  # the server lost a group: it starts again from 0
+        return call()
+
+    def _retry(self, call: Callable[[], T], *, produces: bool = False) -> T:
+        """Repeat a call that changes nothing when repeated, with jittered back-off, until ``give_up_s``.
+
+        A full server does answer, so it is waited for without limit; a producer is told instead.
+        """
+        give_up_at = self._clock() + self._give_up_s
+        delay_s = 0.05
+        while True:
+            try:
+                return call()
+            except redis.AuthenticationError as error:
+                raise ServerError(f"the server at {address(self.client)} refuses the credentials: {error}") from error
+            except RETRIABLE as error:
+                if self._clock() + delay_s > give_up_at:
+                    raise ServerError(
+                        f"the server at {address(self.client)} has not answered for {self._give_up_s:.0f} s: {error}"
+                    ) from error
+            except redis.ResponseError as error:
+                if not is_full(error):
+                    raise
+                if produces:
+                    raise ServerFull(f"the server at {address(self.client)} takes no new entries: {error}") from error
+                give_up_at = self._clock() + self._give_up_s
+            self._sleep(delay_s * self._jitter.uniform(0.5, 1.0))
+            delay_s = min(LONGEST_DELAY_S, delay_s * 2)
+
+
+def _deliveries(answer: Any) -> list[Delivery]:
+    """Entries of a read. Whatever they hold, reading them must not fail: poison is found, and buried, when decoded."""
+    return [
+        Delivery(
+            stream=stream.decode(),
+            id=entry_id.decode(),
+            uid=(fields or {}).get(b"uid", b"").decode(errors="backslashreplace"),
+            payload=(fields or {}).get(b"m", b""),
+        )
+        for stream, entries in answer or []
+        for entry_id, fields in entries
+    ]
+
+
+def _before(entry_id: str) -> str:
+    """The greatest stream id below ``entry_id``."""
+    ms, _, sequence = entry_id.partition("-")
+    return f"{ms}-{int(sequence) - 1}" if int(sequence) else f"{int(ms) - 1}-{2**64 - 1}"
+
+
+def _no_group(error: Exception) -> bool:
+    return str(error).startswith("NOGROUP")
+
+
+def _text_map(raw: Any) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in raw.items()}
+
+
+def _chunks(items: list[T], size: int) -> Iterable[list[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,1 @@
+"""The learner: issues prompts, takes fresh scored groups, makes one joint update, publishes weights."""

@@ -1,0 +1,119 @@
+"""Checkpoints: atomic, hashed, fsynced. checkpoint.md has the argument for the order of checkpoint and ack.
+
+``ROOT/epochs/000002`` is created exclusively by every learner start; ``ROOT/e000002-s00000040/`` holds one
+checkpoint: the engine's files, ``trained.bin`` (16 bytes per uid) and ``commit.json``, which lists all hashes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from common.folders import fsync, listed, write_folder
+from common.messages import WeightFile
+from common.streams import Ending
+
+log = structlog.get_logger()
+
+COMMIT: Final = "commit.json"
+UIDS: Final = "trained.bin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What a learner must remember besides its engine. ``endings`` may not be acknowledged yet."""
+
+    epoch: int
+    policy_version: int
+    cursor: int
+    endings: tuple[Ending, ...]
+    ended_uids: frozenset[bytes]
+    """Every uid that reached its end: a redelivered or regenerated twin is recognised by it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    folder: Path
+    state: State
+
+
+class CheckpointStore:
+    def __init__(self, root: Path, kept: int) -> None:
+        self.root = root
+        self._kept = kept
+
+    def new_epoch(self) -> int:
+        """The next epoch, taken by creating its file exclusively: two starts can never share one."""
+        folder = self.root / "epochs"
+        folder.mkdir(parents=True, exist_ok=True)
+        epoch = self.highest_epoch() + 1
+        while True:
+            try:
+                (folder / f"{epoch:06d}").touch(exist_ok=False)
+            except FileExistsError:
+                epoch += 1
+                continue
+            fsync(folder)
+            return epoch
+
+    def highest_epoch(self) -> int:
+        return max((int(path.name) for path in (self.root / "epochs").glob("[0-9]*")), default=0)
+
+    def save(self, state: State, write: Callable[[Path], None]) -> Path:
+        """Write a checkpoint; it is durable when this returns. Older ones beyond ``kept`` are removed."""
+
+        def write_all(folder: Path) -> None:
+            write(folder)
+            (folder / UIDS).write_bytes(b"".join(sorted(state.ended_uids)))
+            commit = {
+                "epoch": state.epoch,
+                "policy_version": state.policy_version,
+                "cursor": state.cursor,
+                "endings": [asdict(ending) for ending in state.endings],
+                "files": [asdict(file) for file in listed(folder)],
+            }
+            (folder / COMMIT).write_text(json.dumps(commit), encoding="utf-8")
+
+        folder = self.root / f"e{state.epoch:06d}-s{state.policy_version:08d}"
+        write_folder(folder, write_all, durable=True)
+        self._remove_older()
+        return folder
+
+    def newest(self) -> Checkpoint | None:
+        """The newest valid checkpoint by (epoch, step). A broken one is logged and passed over."""
+        for folder in sorted(self._folders(), reverse=True):
+            try:
+                return Checkpoint(folder=folder, state=_read(folder))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                log.error("checkpoint.invalid", folder=str(folder), reason=str(error))
+        return None
+
+    def _folders(self) -> list[Path]:
+        return [path for path in self.root.glob("e*-s*") if not path.name.endswith(".tmp")]
+
+    def _remove_older(self) -> None:
+        for folder in sorted(self._folders(), reverse=True)[self._kept :]:
+            shutil.rmtree(folder)
+
+
+def _read(folder: Path) -> State:
+    """State of a checkpoint after all its hashes were checked. Raises ValueError, naming the file."""
+    commit: dict[str, Any] = json.loads((folder / COMMIT).read_text(encoding="utf-8"))
+    found = {file.name: file for file in listed(folder)}
+    for expected in (WeightFile(**fields) for fields in commit["files"]):
+        if found.get(expected.name) != expected:
+            raise ValueError(f"{expected.name} is missing or altered")
+    uids = (folder / UIDS).read_bytes()
+    return State(
+        epoch=commit["epoch"],
+        policy_version=commit["policy_version"],
+        cursor=commit["cursor"],
+        endings=tuple(Ending(**fields) for fields in commit["endings"]),
+        ended_uids=frozenset(uids[start : start + 16] for start in range(0, len(uids), 16)),
+    )

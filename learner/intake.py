@@ -1,0 +1,277 @@
+"""The intake: scored groups of both streams, cut into batches no staler than the bound. The learner's gate.
+
+Nothing is acknowledged here. Every group read ends in exactly one ``Ending``; the checkpoint makes it durable,
+and only then is it settled with the server.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from common.codec import decode
+from common.consumer import Consumer
+from common.errors import InvalidMessage
+from common.keys import LEARNER
+from common.messages import JUDGE_OBJECTIVES, Kind, Outcome, RolloutGroup
+from common.settings import Settings
+from common.staleness import content_staleness, fresh, groups_in_flight_allowed, token_staleness
+from common.streams import Delivery, Ending, Streams
+from learner.accounts import Account
+from learner.advantage import has_contrast
+from learner.group_stats import GroupStats
+from learner.issuer import Issuer
+from learner.quota import DeficitRoundRobin, Quota, oldest_first
+
+log = structlog.get_logger()
+
+BLOCK_MS: Final = 50
+READ_COUNT: Final = 64
+KINDS: Final[tuple[Kind, Kind]] = ("policy", "judge")
+
+
+class Intake:
+    """Admits prompts, collects groups, cuts batches.
+
+    consumes: rollouts of both kinds, already scored
+        waits for:    ``quota.policy`` fresh groups with a contrast
+        unblocked by: actors shipping groups; the refill limit; SIGTERM (``stopping``)
+    produces: batches, and one Ending for every group
+    """
+
+    def __init__(
+        self,
+        streams: Streams,
+        issuer: Issuer,
+        settings: Settings,
+        *,
+        consumer: Consumer,
+        ended_uids: set[bytes],
+        guard: Callable[[], None],
+        stopping: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.stats = GroupStats()
+        self.endings: list[Ending] = []
+        self.ended_uids = ended_uids
+        self._streams = streams
+        self._issuer = issuer
+        self._settings = settings
+        self._consumer = consumer
+        self._guard = guard
+        self._stopping = stopping
+        self._clock = clock
+        self._kinds: dict[str, Kind] = {streams.keys.rollouts(kind): kind for kind in KINDS}
+        self._ready: dict[Kind, dict[str, tuple[Delivery, RolloutGroup]]] = {kind: {} for kind in KINDS}
+        ledger = streams.ledger()
+        self._accounts = {kind: Account(ended=_settled(ledger, kind)) for kind in KINDS}
+        mix = settings.recycler.mix.model_dump()
+        self._round_robin = DeficitRoundRobin({objective: mix[objective] for objective in JUDGE_OBJECTIVES})
+        self._granted = 0
+        self._last_policy_id = "0-0"
+        self._policy_version = 0
+
+    def take(self, quota: Quota, policy_version: int) -> list[RolloutGroup] | None:
+        """The next batch, oldest groups first; [] when a judge batch has nothing; None when the run is over."""
+        self._policy_version = policy_version
+        self._expire()
+        full_since: float | None = None
+        progressed = self._clock()
+        while not self._stopping():
+            self._guard()
+            ledger = self._streams.ledger()
+            self._admit(quota, ledger)
+            full = self._full(quota)
+            full_since = (full_since or self._clock()) if full else None
+            if full_since is not None and not self._worth_waiting(quota, ledger, self._clock() - full_since):
+                return self._cut(quota)
+            if not full and self._exhausted(ledger):
+                return None
+            if self._poll():
+                progressed = self._clock()
+            elif self._clock() - progressed > self._settings.learner.no_progress_s:
+                progressed = self._clock()
+                log.warning("learner.no_progress", **self.waiting_for(quota))
+        return None
+
+    def waiting_for(self, quota: Quota) -> dict[str, object]:
+        """What the learner waits for, and who should end the wait."""
+        return {
+            "waits_for": f"{quota.policy} policy groups",
+            "ready": len(self._ready["policy"]),
+            "outstanding": len(self._issuer.outstanding),
+            "unblocked_by": "actors shipping groups of tasks:policy",
+        }
+
+    def remember(self, endings: list[Ending]) -> None:
+        """Endings of this list are settled: forget their entries."""
+        self.endings = self.endings[len(endings) :]
+        for ending in endings:
+            self._consumer.held[ending.stream].discard(ending.id)
+
+    # -- admission --------------------------------------------------------------------------------------
+
+    def _admit(self, quota: Quota, ledger: dict[str, int]) -> None:
+        self._issuer.issue(self._policy_room(ledger), self._policy_version)
+        granted = self._judge_grant(quota, ledger)
+        if granted != self._granted:
+            self._granted = granted
+            self._streams.report_progress(judge_granted=granted)
+
+    def _policy_room(self, ledger: dict[str, int]) -> int:
+        """Admission gate; full servers get nothing more, and no prompts are issued beyond the last step."""
+        learner = self._settings.learner
+        account = self._accounts["policy"]
+        in_flight = account.in_flight(ledger["issued:policy"], ledger["dead:policy"])
+        room = (
+            self._allowed(learner.groups_per_step)
+            - in_flight
+            - account.withheld(learner.groups_per_step, learner.refill)
+        )
+        if room <= 0:
+            return 0
+        if (share := self._streams.memory_share()) > self._settings.redis.memory_share:
+            log.warning("issuer.paused", reason="server memory", share=round(share, 3))
+            return 0
+        return room
+
+    def _judge_grant(self, quota: Quota, ledger: dict[str, int]) -> int:
+        """How many judge tasks the recycler may have made in total. Alternating: only while a judge batch is due."""
+        learner = self._settings.learner
+        account, groups = self._accounts["judge"], learner.judge_groups_per_step
+        granted = account.ended + ledger["dead:judge"]
+        if learner.mixing == "joint":
+            return granted + self._allowed(groups) - min(groups, account.withheld(groups, learner.refill))
+        return granted + quota.judge
+
+    def _allowed(self, groups_per_batch: int) -> int:
+        learner = self._settings.learner
+        batches_left = -(-(learner.max_steps - self._policy_version) // learner.updates_per_batch)
+        allowed = groups_in_flight_allowed(
+            groups_per_batch, learner.updates_per_batch, self._settings.staleness.max_staleness
+        )
+        return min(allowed, batches_left * groups_per_batch)
+
+    def _exhausted(self, ledger: dict[str, int]) -> bool:
+        """No prompt is left to issue and none is in flight: what is ready is all there will ever be."""
+        in_flight = self._accounts["policy"].in_flight(ledger["issued:policy"], ledger["dead:policy"])
+        return self._issuer.exhausted and in_flight == len(self._ready["policy"])
+
+    # -- arrival ----------------------------------------------------------------------------------------
+
+    def _poll(self) -> bool:
+        deliveries = self._consumer.claim(READ_COUNT, BLOCK_MS)
+        for delivery in deliveries:
+            self._arrive(delivery, self._kinds[delivery.stream])
+        return bool(deliveries)
+
+    def _arrive(self, delivery: Delivery, kind: Kind) -> None:
+        try:
+            group = decode(RolloutGroup, delivery.payload)
+        except InvalidMessage as error:
+            self._streams.bury(delivery, LEARNER, str(error), kind)
+            self._consumer.done(delivery)
+            self._issuer.outstanding.pop(delivery.uid, None)
+            log.warning("learner.group_dead", uid=delivery.uid, reason=str(error))
+            return
+        self._issuer.outstanding.pop(group.uid, None)
+        if kind == "policy":
+            self._last_policy_id = delivery.id
+        if bytes.fromhex(group.uid) in self.ended_uids or group.uid in self._ready[kind]:
+            self._end_as_duplicate(delivery, kind)
+            return
+        self._accounts[kind].arrived()
+        self.stats.arrived(group)
+        if self._settings.learner.filter_zero_variance and not has_contrast(group):
+            self._end(delivery, kind, "filtered")
+            return
+        self._ready[kind][group.uid] = (delivery, group)
+
+    def _end(self, delivery: Delivery, kind: Kind, outcome: Outcome) -> None:
+        self.endings.append(
+            Ending(stream=delivery.stream, id=delivery.id, uid=delivery.uid, outcome=outcome, kind=kind)
+        )
+        self.ended_uids.add(bytes.fromhex(delivery.uid))
+        self._accounts[kind].end(filtered=outcome == "filtered")
+        self.stats.ended(outcome, kind)
+
+    def _end_as_duplicate(self, delivery: Delivery, kind: Kind) -> None:
+        """A regenerated twin of a uid that has its end already: acknowledged, counted nowhere."""
+        self.endings.append(Ending(stream=delivery.stream, id=delivery.id, uid="", outcome="trained", kind=kind))
+        log.warning("learner.duplicate", uid=delivery.uid, stream=delivery.stream)
+
+    def _expire(self) -> None:
+        """Drop what is past the bound, count it, give its room back."""
+        staleness = self._settings.staleness
+        for kind, ready in self._ready.items():
+            for uid, (delivery, group) in list(ready.items()):
+                if not fresh(group, self._policy_version, staleness.max_staleness, staleness.content_bound):
+                    del ready[uid]
+                    self._end(delivery, kind, "dropped_stale")
+                    log.info(
+                        "group.dropped",
+                        reason="stale",
+                        uid=uid,
+                        objective=group.task.objective,
+                        staleness=token_staleness(group, self._policy_version),
+                        content_staleness=content_staleness(group, self._policy_version),
+                    )
+
+    # -- the cut ----------------------------------------------------------------------------------------
+
+    def _full(self, quota: Quota) -> bool:
+        """The policy part of the batch is complete (a pure judge batch has none)."""
+        self._expire()
+        ready, learner = len(self._ready["policy"]), self._settings.learner
+        if ready >= quota.policy:
+            return True
+        spent = self._accounts["policy"].refill_spent(learner.groups_per_step, learner.refill)
+        if spent and ready == 0:
+            log.warning("learner.no_contrast", groups=self._accounts["policy"].arrived_since_cut)
+            self._accounts["policy"].cut()  # all right or all wrong: nothing to learn from, look further
+        return spent and ready > 0
+
+    def _worth_waiting(self, quota: Quota, ledger: dict[str, int], waited_s: float) -> bool:
+        """A full batch waits a bounded time for old policy groups it would otherwise drop, and for judge groups."""
+        learner, bound = self._settings.learner, self._settings.staleness.max_staleness
+        last_chance = range(self._policy_version - bound, self._policy_version + learner.updates_per_batch - bound)
+        stragglers = any(version in last_chance for version in self._issuer.outstanding.values())
+        if quota.policy and bound and stragglers and waited_s < learner.straggler_wait_s:
+            return True
+        if len(self._ready["judge"]) >= quota.judge or waited_s >= learner.judge_wait_s:
+            return False
+        return self._judge_on_its_way(ledger)
+
+    def _judge_on_its_way(self, ledger: dict[str, int]) -> bool:
+        """False once the recycler has looked at everything, under the present grant, and its tasks are all back."""
+        progress = self._streams.progress()
+        through, grant = progress.get("recycled_through", "0-0"), int(progress.get("recycled_grant", "-1"))
+        ledger = self._streams.ledger()  # read after the recycler's word, so that it includes what it issued before
+        in_flight = self._accounts["judge"].in_flight(ledger["issued:judge"], ledger["dead:judge"])
+        caught_up = grant >= self._granted and _position(through) >= _position(self._last_policy_id)
+        return not caught_up or in_flight > len(self._ready["judge"])
+
+    def _cut(self, quota: Quota) -> list[RolloutGroup]:
+        policy = sorted((group for _, group in self._ready["policy"].values()), key=oldest_first)[: quota.policy]
+        judge = self._round_robin.choose([group for _, group in self._ready["judge"].values()], quota.judge)
+        for group in policy + judge:
+            delivery, _ = self._ready[group.task.kind].pop(group.uid)
+            self._end(delivery, group.task.kind, "trained")
+            self.stats.trained(group, self._policy_version)
+        if quota.policy:
+            self._accounts["policy"].cut()
+        if quota.judge:
+            self._accounts["judge"].cut()
+        return policy + judge
+
+
+def _settled(ledger: dict[str, int], kind: Kind) -> int:
+    return sum(ledger[f"{outcome}:{kind}"] for outcome in ("trained", "filtered", "dropped_stale"))
+
+
+def _position(stream_id: str) -> tuple[int, int]:
+    milliseconds, _, sequence = stream_id.partition("-")
+    return int(milliseconds), int(sequence or 0)

@@ -1,0 +1,103 @@
+"""The learner's loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+
+from common.messages import RolloutGroup
+from common.settings import Settings
+from common.staleness import token_staleness
+from learner.commit import Committer
+from learner.engine import TorchEngine
+from learner.intake import Intake
+from learner.packing import Microbatch, pack
+from learner.publisher import Publisher
+from learner.quota import quotas
+from learner.samples import split, to_samples
+
+log = structlog.get_logger()
+
+
+class Timers:
+    """Seconds spent per stage since the last ``take``: where the learner's time goes."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + self._clock() - started
+
+    def take(self) -> dict[str, float]:
+        seconds, self._seconds = self._seconds, {}
+        return {f"seconds/{stage}": round(value, 4) for stage, value in seconds.items()}
+
+
+def run(
+    engine: TorchEngine,
+    intake: Intake,
+    publisher: Publisher,
+    committer: Committer,
+    settings: Settings,
+    record: Callable[[dict[str, Any]], None],
+) -> None:
+    """One pass takes one batch and makes its optimizer steps; returns at max_steps or when the intake is closed.
+
+    consumes: scored groups no staler than settings.staleness.max_staleness
+        waits for:    settings.learner.groups_per_step of them
+        unblocked by: actors shipping groups; SIGTERM closing the intake
+    produces: policy versions; publishing one gives actors room for new groups
+    """
+    timers = Timers()
+    publisher.publish(engine)  # actors wait for a first policy
+    for quota in quotas(settings.learner):
+        if engine.policy_version >= settings.learner.max_steps:
+            break
+        with timers.timed("wait_for_groups"):
+            groups = intake.take(quota, engine.policy_version)
+        if groups is None:  # closed, or no prompts left
+            break
+        if not groups:  # a judge batch with nothing to judge
+            continue
+
+        with timers.timed("step"):
+            report = update(engine, groups, settings)
+        with timers.timed("publish"):
+            publisher.publish(engine)
+        with timers.timed("checkpoint"):
+            committer.save_if_due(engine)
+
+        metrics = {"policy_version": engine.policy_version, **report, **intake.stats.take(), **timers.take()}
+        record(metrics)
+        log.info("learner.step_done", policy_version=engine.policy_version, groups=len(groups))
+    committer.save(engine)
+
+
+def update(engine: TorchEngine, groups: list[RolloutGroup], settings: Settings) -> dict[str, float]:
+    """The optimizer steps of one batch; returns the metrics of the last."""
+    learner = settings.learner
+    version = engine.policy_version
+    parts = [_pack(part, version, settings) for part in split(groups, learner.updates_per_batch)]
+    recompute = settings.loss.old_logprobs == "recomputed" or settings.loss.kind == "tis"
+    old = [engine.old_logprobs(part) if recompute else None for part in parts]
+    report: dict[str, float] = {}
+    for microbatches, old_logprobs in zip(parts, old, strict=True):
+        report = engine.step(microbatches, old_logprobs)
+    report["staleness_before"] = float(max(token_staleness(group, version) for group in groups))
+    return report
+
+
+def _pack(groups: list[RolloutGroup], version: int, settings: Settings) -> list[Microbatch]:
+    learner = settings.learner
+    samples = [s for group in groups for s in to_samples(group, version, learner.advantage, learner.advantage_eps)]
+    return pack(samples, learner.tokens_per_microbatch)

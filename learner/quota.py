@@ -1,0 +1,60 @@
+"""What goes into a batch: how many groups of each stream, and which (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from common.messages import Objective, RolloutGroup
+from common.settings import Learner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """Groups wanted in one batch. Policy groups are waited for; judge groups only ``judge_wait_s``."""
+
+    policy: int
+    judge: int
+
+
+def quotas(learner: Learner) -> Iterator[Quota]:
+    """The batches of a run, for ever: all alike when joint, policy and judge in turn when alternating."""
+    policy, judge = learner.groups_per_step, learner.judge_groups_per_step
+    while True:
+        if learner.mixing == "joint" or judge == 0:
+            yield Quota(policy=policy, judge=judge)
+        else:
+            yield Quota(policy=policy, judge=0)
+            yield Quota(policy=0, judge=judge)
+
+
+def oldest_first(group: RolloutGroup) -> tuple[int, str]:
+    """Sort key. The uid makes the order of a batch independent of the order of arrival."""
+    return group.oldest_version, group.uid
+
+
+class DeficitRoundRobin:
+    """Fills judge quotas so that over time every objective gets its share, oldest groups first.
+
+    An objective with nothing ready never blocks: the others take its place, and it catches up later.
+    """
+
+    def __init__(self, shares: Mapping[Objective, float]) -> None:
+        total = sum(shares.values()) or 1.0
+        self._shares = {objective: share / total for objective, share in shares.items()}
+        self._deficit = dict.fromkeys(self._shares, 0.0)
+
+    def choose(self, ready: Sequence[RolloutGroup], count: int) -> list[RolloutGroup]:
+        waiting: dict[Objective, list[RolloutGroup]] = {objective: [] for objective in self._shares}
+        for group in sorted(ready, key=oldest_first, reverse=True):
+            waiting[group.task.objective].append(group)
+        chosen: list[RolloutGroup] = []
+        while len(chosen) < count and any(waiting.values()):
+            for objective, share in self._shares.items():
+                self._deficit[objective] += share
+            objective = max((o for o in waiting if waiting[o]), key=lambda o: self._deficit[o])
+            self._deficit[objective] -= 1.0
+            chosen.append(waiting[objective].pop())
+        # What an idle objective missed is not owed for ever: a judge that was off must not flood the batches.
+        self._deficit = {o: max(-count, min(float(count), d)) for o, d in self._deficit.items()}
+        return chosen

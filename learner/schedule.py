@@ -1,0 +1,20 @@
+"""The learning rate of each optimizer step (pure). Counts all steps, of whatever objective."""
+
+from __future__ import annotations
+
+import math
+
+from common.settings import Learner
+
+
+def learning_rate(step: int, learner: Learner) -> float:
+    """Rate of optimizer step ``step`` (the first is 1): linear warm-up, then the schedule down to its floor."""
+    warm = min(1.0, step / learner.warmup_steps) if learner.warmup_steps else 1.0
+    done = min(1.0, max(0, step - learner.warmup_steps) / max(1, learner.max_steps - learner.warmup_steps))
+    floor = learner.lr_min_ratio
+    shape = {
+        "constant": 1.0,
+        "linear": 1.0 - (1.0 - floor) * done,
+        "cosine": floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done)),
+    }[learner.lr_schedule]
+    return learner.lr * warm * shape

@@ -1,0 +1,28 @@
+"""The recycler: ``spark recycler RUN.toml``."""
+
+from __future__ import annotations
+
+import structlog
+
+from common.process import open_streams, until_told_to_stop
+from common.settings import Settings
+from common.templates import load_templates
+from recycler.loop import RecyclerLoop
+from recycler.reservoir import Reservoir
+
+log = structlog.get_logger()
+
+
+def run(settings: Settings) -> None:
+    """Work until SIGTERM or SIGINT. Raises SparkError for a user's mistake or a lost server."""
+    templates = load_templates(settings.templates.path)
+    with until_told_to_stop() as stopping:
+        streams = open_streams(settings)
+        reservoir = Reservoir(
+            settings.recycler, settings.sampling, templates, run=settings.run.name, seed=settings.run.seed
+        )
+        loop = RecyclerLoop(streams, reservoir, content_bound=settings.staleness.content_bound)
+        log.info("recycler.started")
+        while not stopping():
+            loop.tick()
+        loop.stop()

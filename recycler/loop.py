@@ -1,0 +1,113 @@
+"""The recycler's loop: scored policy groups in, judge tasks out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import structlog
+
+from common.codec import decode
+from common.consumer import Consumer
+from common.errors import InvalidMessage
+from common.keys import RECYCLER
+from common.messages import RolloutGroup
+from common.streams import Delivery, Product, Streams
+from recycler.reservoir import Emission, Reservoir
+
+log = structlog.get_logger()
+
+BLOCK_MS: Final = 50
+READ_COUNT: Final = 64
+HEARTBEAT_S: Final = 2.0
+HEARTBEAT_TTL_S: Final = 15.0
+
+
+class RecyclerLoop:
+    """Turns groups into judge tasks as the learner grants room.
+
+    consumes: rollouts:policy, in its own consumer group
+        waits for:    a scored group, or room for judge tasks
+        unblocked by: actors shipping groups; the learner raising ``judge_granted``
+    produces: tasks:judge; every group is acknowledged together with its tasks, or with none
+    """
+
+    def __init__(
+        self,
+        streams: Streams,
+        reservoir: Reservoir,
+        *,
+        content_bound: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._streams = streams
+        self._reservoir = reservoir
+        self._content_bound = content_bound
+        self._clock = clock
+        self._source = streams.keys.rollouts("policy")
+        self._consumer = Consumer(streams, RECYCLER, "recycler", [self._source], clock=clock)
+        self._deliveries: dict[str, Delivery] = {}
+        self._reported: tuple[str, int] | None = None
+        self._through = "0-0"
+        self._beaten = float("-inf")
+
+    def tick(self) -> None:
+        """One round: read, expire, plan within the grant, say how far it got."""
+        for delivery in self._consumer.claim(READ_COUNT, BLOCK_MS):
+            self._add(delivery)
+        progress = self._streams.progress()
+        granted, policy_version = int(progress.get("judge_granted", 0)), int(progress.get("policy_version", 0))
+        self._emit(self._reservoir.expire(policy_version, self._content_bound))
+        room = granted - self._streams.ledger()["issued:judge"]
+        if room > 0:
+            self._emit(self._reservoir.plan(room, policy_version))
+        self._report(granted)
+        self._beat(policy_version, room)
+
+    def stop(self) -> None:
+        """Nothing to hand back: the groups held stay pending for the next recycler, which has the same name."""
+        self._streams.heartbeat("recycler", {"role": "recycler", "state": "stopped"}, ttl_s=1.0)
+        log.info("recycler.stopped", held=len(self._reservoir), **self._reservoir.counts)
+
+    def _add(self, delivery: Delivery) -> None:
+        try:
+            group = decode(RolloutGroup, delivery.payload)
+        except InvalidMessage as error:
+            self._streams.bury(delivery, RECYCLER, str(error), None)  # its uid ends at the learner, not here
+            self._consumer.done(delivery)
+            log.warning("recycler.group_dead", uid=delivery.uid, reason=str(error))
+        else:
+            self._deliveries[delivery.id] = delivery
+            self._reservoir.add(delivery.id, group)
+        self._through = delivery.id
+
+    def _emit(self, emissions: Sequence[Emission]) -> None:
+        moves = [(emission.entry_id, [Product.of(task.uid, task) for task in emission.tasks]) for emission in emissions]
+        target = self._streams.keys.tasks("judge")
+        applied = self._streams.transfer(self._source, RECYCLER, target, moves, issues="judge")
+        for emission, counted in zip(emissions, applied, strict=True):
+            self._consumer.done(self._deliveries.pop(emission.entry_id))
+            if not counted:
+                log.warning("recycler.already_decided", uid=emission.uid)
+
+    def _report(self, granted: int) -> None:
+        """After the transfers: everything up to ``through`` was planned under this grant."""
+        if (self._through, granted) != self._reported:
+            self._reported = (self._through, granted)
+            self._streams.report_progress(recycled_through=self._through, recycled_grant=granted)
+
+    def _beat(self, policy_version: int, room: int) -> None:
+        if self._clock() - self._beaten < HEARTBEAT_S:
+            return
+        self._beaten = self._clock()
+        state = "waiting for groups" if room > 0 else "waiting for room"
+        fields = {
+            "role": "recycler",
+            "state": state,
+            "policy_version": policy_version,
+            "room": room,
+            "held": len(self._reservoir),
+            **self._reservoir.counts,
+        }
+        self._streams.heartbeat("recycler", fields, ttl_s=HEARTBEAT_TTL_S)
