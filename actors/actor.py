@@ -16,7 +16,7 @@ from actors.engine import Engine, Generated, Request
 from actors.policy import PolicyFollower
 from common.codec import decode
 from common.consumer import Consumer
-from common.errors import InvalidMessage, TaskError
+from common.errors import InvalidMessage, ServerFull, TaskError
 from common.keys import ACTORS
 from common.messages import Completion, Kind, Rollout, RolloutGroup, Task, Verdict
 from common.streams import Delivery, Product, Streams
@@ -25,6 +25,7 @@ log = structlog.get_logger()
 
 IDLE_BLOCK_MS = 100
 HEARTBEAT_S = 2.0
+FULL_PAUSE_S = 1.0
 HEARTBEAT_TTL_S = 15.0
 
 
@@ -79,6 +80,7 @@ class Actor:
         self._beaten = float("-inf")
         self._counts = {"groups": 0, "rollouts": 0, "tokens": 0, "lost_leases": 0, "verifier_errors": 0}
         self._waited_s = 0.0
+        self._paused_until = float("-inf")
 
     def tick(self) -> None:
         """One round; at most IDLE_BLOCK_MS long when there is nothing to do."""
@@ -103,6 +105,8 @@ class Actor:
     def _claim(self) -> bool:
         idle = not self._engine.groups_in_flight and not self._verdicts_due
         started = self._clock()
+        if started < self._paused_until:
+            return False
         room = self._groups_in_flight - self._engine.groups_in_flight
         deliveries = self._consumer.claim(room, IDLE_BLOCK_MS if idle else None)
         if idle:
@@ -112,15 +116,18 @@ class Actor:
         return bool(deliveries)
 
     def _start(self, delivery: Delivery) -> None:
+        if delivery.key in self._working:  # its lease was lost and came back while it was still being generated
+            self._working[delivery.key] = (delivery, self._working[delivery.key][1])
+            return None
         if delivery.deliveries > self._max_deliveries:
             return self._bury(delivery, f"delivered {delivery.deliveries - 1} times without a result")
         try:
             task = decode(Task, delivery.payload)
             prompt_token_ids = self._engine.tokenize(task.messages)
-            self._engine.add(Request(key=delivery.id, prompt_token_ids=prompt_token_ids, sampling=task.sampling))
+            self._engine.add(Request(key=delivery.key, prompt_token_ids=prompt_token_ids, sampling=task.sampling))
         except (InvalidMessage, TaskError) as error:
             return self._bury(delivery, str(error))
-        self._working[delivery.id] = (delivery, task)
+        self._working[delivery.key] = (delivery, task)
         return None
 
     def _wait(self, published_version: int) -> None:
@@ -132,14 +139,23 @@ class Actor:
             log.info("actor.waits_for_weights", published=published_version, applied=self._engine.policy_version)
 
     def _ship_verified(self) -> None:
+        if self._clock() < self._paused_until:
+            return
         due, self._verdicts_due = self._verdicts_due, []
         for generated, pending in due:
             if not pending.done():
                 self._verdicts_due.append((generated, pending))
                 continue
-            delivery, task = self._working.pop(generated.request.key)
+            delivery, task = self._working[generated.request.key]
             if delivery.id in self._consumer.held[delivery.stream]:
-                self._finish(delivery, self._group(task, generated, pending.verdicts()))
+                try:
+                    self._finish(delivery, self._group(task, generated, pending.verdicts()))
+                except ServerFull as error:  # kept until consumers have made room; nothing new is claimed meanwhile
+                    self._paused_until = self._clock() + FULL_PAUSE_S
+                    self._verdicts_due.append((generated, pending))
+                    log.warning("actor.paused", reason=str(error))
+                    continue
+            del self._working[generated.request.key]
 
     def _group(self, task: Task, generated: Generated, verdicts: tuple[Verdict, ...]) -> RolloutGroup:
         pairs = zip(generated.completions, verdicts, strict=True)

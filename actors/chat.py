@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from common.errors import TaskError
@@ -37,7 +38,7 @@ class ChatTokenizer:
         texts = [_text_of(message) for message in messages]
         marks = [f"\u27e6{secrets.token_hex(8)}\u27e7" for _ in texts]  # no text can foresee them
         chat = [{"role": m.role, "content": mark} for m, mark in zip(messages, marks, strict=True)]
-        rest = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        rest = self._render(chat)
         pieces: list[tuple[str, bool]] = []
         for mark, text in zip(marks, texts, strict=True):
             before, found, rest = rest.partition(mark)
@@ -47,6 +48,13 @@ class ChatTokenizer:
                 )
             pieces += [(before, False), (text, True)]
         return [*pieces, (rest, False)]
+
+    def _render(self, chat: list[dict[str, str]]) -> str:
+        try:
+            rendered: str = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise TaskError(f"the model's chat template refuses this chat: {error}") from error
+        return rendered
 
     def _encode_whole(self, pieces: list[tuple[str, bool]]) -> list[int] | None:
         """Ids exactly as the model was trained to see them, or None when a text produced a control token."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils.logging import disable_progress_bar
@@ -104,6 +105,8 @@ class TransformersEngine:
 
     def add(self, request: Request) -> None:
         prompt, new = len(request.prompt_token_ids), request.sampling.max_new_tokens
+        if min(prompt, new, request.sampling.n) < 1 or request.sampling.seed < 0:
+            raise TaskError(f"prompt of {prompt} tokens with {request.sampling} asks for nothing that can be sampled")
         room = getattr(self.model.config, "max_position_embeddings", prompt + new)
         if prompt > self._max_prompt_tokens:
             raise TaskError(f"prompt of {prompt} tokens is over sampling.max_prompt_tokens={self._max_prompt_tokens}")
@@ -131,10 +134,14 @@ class TransformersEngine:
         try:
             tensors = {name: tensor for path in files for name, tensor in load_file(path).items()}
             self._replace(tensors)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise WeightsError(f"weights of version {policy_version} do not load: {error}") from error
-        self.policy_version = policy_version
-        if self._batch is not None and self._kv_on_update == "recompute":
+        went_back, self.policy_version = policy_version < self.policy_version, policy_version
+        if self._batch is None:
+            return
+        if went_back:  # a learner resumed from a checkpoint: what the abandoned versions began, it starts anew
+            self._batch = self._batch.restarted()
+        elif self._kv_on_update == "recompute":
             self._batch.forget_cache()
 
     @torch.no_grad()
@@ -210,6 +217,10 @@ class _Batch:
 
     def forget_cache(self) -> None:
         self._cache = None
+
+    def restarted(self) -> _Batch:
+        """The unfinished groups from their first token on."""
+        return _Batch([request for request in self._requests if request.key in self.unfinished], self._pad_id)
 
     def _prefill(self, model: Any, prefixes: list[list[int]]) -> torch.Tensor:
         length = max(map(len, prefixes))

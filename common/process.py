@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from common.errors import ServerError
-from common.server import check_server, connect
+from common.server import Client, address, check_server, connect, functions_loaded, load_functions
 from common.settings import Settings
 from common.streams import Streams
 
 
-def open_streams(settings: Settings) -> Streams:
-    """Connect, refuse an unfit server, create streams and groups. Raises ServerError."""
+def open_streams(settings: Settings, *, owner: bool = False) -> Streams:
+    """Connect, refuse an unfit server, create streams and groups. Raises ServerError.
+
+    The ``owner`` (the learner, or `spark up`) installs the stream functions; the others wait for them.
+    """
     url = settings.redis.url.get_secret_value()
     if not url:
         raise ServerError("redis.url is empty; set SPARK_REDIS__URL, or use `spark up`, which starts a server")
     client = connect(url)
     check_server(client)
+    if owner:
+        load_functions(client)
+    else:
+        _await_functions(client, settings.redis.give_up_s)
     streams = Streams(client, settings.run.name, give_up_s=settings.redis.give_up_s)
     streams.create_groups()
     return streams
+
+
+def _await_functions(client: Client, give_up_s: float) -> None:
+    """Waits for the stream functions; unblocked by the learner, which installs them when it starts."""
+    give_up_at = time.monotonic() + give_up_s
+    while not functions_loaded(client):
+        if time.monotonic() > give_up_at:
+            raise ServerError(
+                f"the server at {address(client)} has had no stream functions for {give_up_s:.0f} s: "
+                "start the learner of this run, which installs them"
+            )
+        time.sleep(0.2)
 
 
 @contextmanager

@@ -94,6 +94,11 @@ def load_functions(client: Client) -> None:
         raise ServerError(f"the server at {address(client)} does not take the stream functions: {error}") from error
 
 
+def functions_loaded(client: Client) -> bool:
+    answer: Any = client.function_list(library="spark")
+    return bool(answer)
+
+
 def memory_share(client: Client) -> float:
     """used_memory over maxmemory; 0 when the server has no limit."""
     info = _info(client, "memory")

@@ -17,7 +17,7 @@ import redis
 
 from common.codec import encode
 from common.errors import Fenced, ServerError, ServerFull
-from common.keys import Keys
+from common.keys import ACTORS, LEARNER, Keys
 from common.messages import OUTCOMES, Kind, Outcome, Task, WeightManifest
 from common.server import RETRIABLE, Client, address, is_full, memory_share
 
@@ -42,6 +42,11 @@ class Delivery:
     uid: str
     payload: bytes
     deliveries: int = 1
+
+    @property
+    def key(self) -> str:
+        """Unique in the run: two streams may hand out the same id in the same millisecond."""
+        return f"{self.stream} {self.id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +79,21 @@ class Backlog:
     @property
     def total(self) -> int:
         return self.pending + self.undelivered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Per kind: issued, how many ended in each way, in flight. Conservation: every uid ends once or is in flight."""
+
+    kinds: Mapping[Kind, Mapping[str, int]]
+
+    def balances(self, kind: Kind) -> bool:
+        counts = self.kinds[kind]
+        return counts["issued"] == sum(counts[outcome] for outcome in OUTCOMES) + counts["in_flight"]
+
+    @property
+    def balanced(self) -> bool:
+        return all(self.balances(kind) for kind in self.kinds)
 
 
 class Streams:
@@ -332,6 +352,26 @@ class Streams:
             }
         )
         return counts
+
+    def conservation(self) -> Ledger:
+        """The whole ledger at one instant: counts of endings, and in flight as the streams themselves show it."""
+        kinds: tuple[Kind, ...] = ("policy", "judge")
+
+        def read() -> list[Any]:
+            with self.client.pipeline(transaction=True) as pipe:
+                pipe.hgetall(self.keys.ledger)
+                for kind in kinds:
+                    pipe.fcall("spark_backlog", 1, self.keys.tasks(kind), ACTORS)
+                    pipe.fcall("spark_backlog", 1, self.keys.rollouts(kind), LEARNER)
+                return pipe.execute()
+
+        raw, *backlogs = self._retry(read)
+        counts = _text_map(raw)
+        accounts: dict[Kind, dict[str, int]] = {}
+        for kind, places in zip(kinds, (backlogs[:2], backlogs[2:]), strict=True):
+            accounts[kind] = {name: int(counts.get(f"{name}:{kind}", 0)) for name in ("issued", *OUTCOMES)}
+            accounts[kind]["in_flight"] = sum(int(pending) + int(waiting) for pending, waiting, _ in places)
+        return Ledger(kinds=accounts)
 
     def backlog(self, stream: str, group: str) -> Backlog:
         pending, undelivered, idle_ms = self._call("spark_backlog", [stream], [group])

@@ -14,7 +14,6 @@ from common.consumer import Consumer
 from common.errors import Fenced, ServerError
 from common.keys import LEARNER
 from common.process import open_streams, until_told_to_stop
-from common.server import load_functions
 from common.settings import Settings
 from common.streams import Streams
 from common.templates import load_templates
@@ -31,8 +30,7 @@ def run(settings: Settings) -> None:
     prompts = open_prompts(settings.prompts, settings.run.python_path, settings.run.seed)
     templates = load_templates(settings.templates.path)
     with until_told_to_stop() as stopping:
-        streams = open_streams(settings)
-        load_functions(streams.client)
+        streams = open_streams(settings, owner=True)
         checkpoints = CheckpointStore(settings.run.directory / "checkpoints", settings.learner.checkpoints_kept)
         epoch, token = _take_over(streams, checkpoints)
         saved = checkpoints.newest()

@@ -80,7 +80,9 @@ class CheckpointStore:
             }
             (folder / COMMIT).write_text(json.dumps(commit), encoding="utf-8")
 
-        folder = self.root / f"e{state.epoch:06d}-s{state.policy_version:08d}"
+        for partial in self.root.glob("e*-s*.tmp"):  # of saves that failed; a full disk needs their room
+            shutil.rmtree(partial)
+        folder = self._unused(f"e{state.epoch:06d}-s{state.policy_version:08d}")
         write_folder(folder, write_all, durable=True)
         self._remove_older()
         return folder
@@ -93,6 +95,12 @@ class CheckpointStore:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 log.error("checkpoint.invalid", folder=str(folder), reason=str(error))
         return None
+
+    def _unused(self, name: str) -> Path:
+        """A step that was saved before keeps its folder until the new one is complete; names sort by age."""
+        taken = [path.name for path in self._folders() if path.name.partition(".")[0] == name]
+        last = max((int(other.partition(".")[2] or 0) for other in taken), default=-1)
+        return self.root / (name if last < 0 else f"{name}.{last + 1}")
 
     def _folders(self) -> list[Path]:
         return [path for path in self.root.glob("e*-s*") if not path.name.endswith(".tmp")]

@@ -44,7 +44,7 @@ class Committer:
         self._token = token
         self._every = every
         self._guard = guard
-        self._previous: list[Ending] = []
+        self._previous: list[Ending] = list(saved.state.endings) if saved else []
         self._saved_version = saved.state.policy_version if saved else 0
 
     def save_if_due(self, engine: TorchEngine) -> None:

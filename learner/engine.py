@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -125,7 +126,7 @@ class TorchEngine:
 
     def write_weights(self, folder: Path) -> None:
         """The parameters, tied ones once, as safetensors."""
-        save_file({n: p.detach().contiguous() for n, p in self.model.named_parameters()}, folder / MODEL_FILE)
+        _save({n: p.detach().contiguous() for n, p in self.model.named_parameters()}, folder / MODEL_FILE)
 
     def write_checkpoint(self, folder: Path) -> None:
         """Parameters and optimizer state, all as safetensors: nothing that a loader would have to execute."""
@@ -135,7 +136,7 @@ class TorchEngine:
             for name, parameter in self.model.named_parameters()
             for key, value in self._optimizer.state[parameter].items()
         }
-        save_file(state, folder / OPTIMIZER_FILE)
+        _save(state, folder / OPTIMIZER_FILE)
 
     def read_checkpoint(self, folder: Path, policy_version: int) -> None:
         saved = load_file(folder / MODEL_FILE)
@@ -152,3 +153,11 @@ class TorchEngine:
         tokenizer: Any = pretrained(AutoTokenizer.from_pretrained, self._settings.model)
         self.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file. Raises OSError, a full disk among others, which safetensors has its own error for."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error

@@ -6,6 +6,7 @@ and only then is it settled with the server.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Final
@@ -14,7 +15,7 @@ import structlog
 
 from common.codec import decode
 from common.consumer import Consumer
-from common.errors import InvalidMessage
+from common.errors import InvalidMessage, ServerFull
 from common.keys import LEARNER
 from common.messages import JUDGE_OBJECTIVES, Kind, Outcome, RolloutGroup
 from common.settings import Settings
@@ -31,6 +32,7 @@ log = structlog.get_logger()
 BLOCK_MS: Final = 50
 READ_COUNT: Final = 64
 KINDS: Final[tuple[Kind, Kind]] = ("policy", "judge")
+_UID: Final = re.compile(r"[0-9a-f]{32}")
 
 
 class Intake:
@@ -115,7 +117,10 @@ class Intake:
     # -- admission --------------------------------------------------------------------------------------
 
     def _admit(self, quota: Quota, ledger: dict[str, int]) -> None:
-        self._issuer.issue(self._policy_room(ledger), self._policy_version)
+        try:
+            self._issuer.issue(self._policy_room(ledger), self._policy_version)
+        except ServerFull as error:  # consuming goes on, which makes room
+            log.warning("issuer.paused", reason=str(error))
         granted = self._judge_grant(quota, ledger)
         if granted != self._granted:
             self._granted = granted
@@ -170,7 +175,7 @@ class Intake:
 
     def _arrive(self, delivery: Delivery, kind: Kind) -> None:
         try:
-            group = decode(RolloutGroup, delivery.payload)
+            group = _checked(decode(RolloutGroup, delivery.payload), delivery, kind)
         except InvalidMessage as error:
             self._streams.bury(delivery, LEARNER, str(error), kind)
             self._consumer.done(delivery)
@@ -266,6 +271,17 @@ class Intake:
         if quota.judge:
             self._accounts["judge"].cut()
         return policy + judge
+
+
+def _checked(group: RolloutGroup, delivery: Delivery, kind: Kind) -> RolloutGroup:
+    """The group, if it is the one its entry names. Raises InvalidMessage: nothing else could account for it."""
+    if group.uid != delivery.uid or _UID.fullmatch(group.uid) is None:
+        raise InvalidMessage(
+            f"uid {group.uid!r} in an entry of uid {delivery.uid!r}; need 32 hex digits, twice the same"
+        )
+    if group.task.kind != kind:
+        raise InvalidMessage(f"a group of objective {group.task.objective!r} on the {kind} stream")
+    return group
 
 
 def _settled(ledger: dict[str, int], kind: Kind) -> int:

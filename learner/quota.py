@@ -45,6 +45,8 @@ class DeficitRoundRobin:
         self._deficit = dict.fromkeys(self._shares, 0.0)
 
     def choose(self, ready: Sequence[RolloutGroup], count: int) -> list[RolloutGroup]:
+        if count == 0:  # a pure policy batch is nobody's turn
+            return []
         waiting: dict[Objective, list[RolloutGroup]] = {objective: [] for objective in self._shares}
         for group in sorted(ready, key=oldest_first, reverse=True):
             waiting[group.task.objective].append(group)
@@ -55,6 +57,8 @@ class DeficitRoundRobin:
             objective = max((o for o in waiting if waiting[o]), key=lambda o: self._deficit[o])
             self._deficit[objective] -= 1.0
             chosen.append(waiting[objective].pop())
-        # What an idle objective missed is not owed for ever: a judge that was off must not flood the batches.
-        self._deficit = {o: max(-count, min(float(count), d)) for o, d in self._deficit.items()}
+        # What an idle objective missed is owed for one batch at most: a judge that was off must not flood the next.
+        for objective, share in self._shares.items():
+            most = max(1.0, share * count)
+            self._deficit[objective] = max(-most, min(most, self._deficit[objective]))
         return chosen

@@ -21,7 +21,12 @@ def run(settings: Settings) -> None:
         reservoir = Reservoir(
             settings.recycler, settings.sampling, templates, run=settings.run.name, seed=settings.run.seed
         )
-        loop = RecyclerLoop(streams, reservoir, content_bound=settings.staleness.content_bound)
+        loop = RecyclerLoop(
+            streams,
+            reservoir,
+            content_bound=settings.staleness.content_bound,
+            least_room=max(1, settings.learner.judge_groups_per_step // 4),
+        )
         log.info("recycler.started")
         while not stopping():
             loop.tick()

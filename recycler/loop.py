@@ -10,7 +10,7 @@ import structlog
 
 from common.codec import decode
 from common.consumer import Consumer
-from common.errors import InvalidMessage
+from common.errors import InvalidMessage, ServerFull
 from common.keys import RECYCLER
 from common.messages import RolloutGroup
 from common.streams import Delivery, Product, Streams
@@ -21,6 +21,7 @@ log = structlog.get_logger()
 BLOCK_MS: Final = 50
 READ_COUNT: Final = 64
 HEARTBEAT_S: Final = 2.0
+FULL_PAUSE_S: Final = 1.0
 HEARTBEAT_TTL_S: Final = 15.0
 
 
@@ -39,12 +40,17 @@ class RecyclerLoop:
         reservoir: Reservoir,
         *,
         content_bound: int,
+        least_room: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._streams = streams
         self._reservoir = reservoir
         self._content_bound = content_bound
+        self._least_room = least_room
         self._clock = clock
+        self._sleep = sleep
+        self._outbox: list[Emission] = []
         self._source = streams.keys.rollouts("policy")
         self._consumer = Consumer(streams, RECYCLER, "recycler", [self._source], clock=clock)
         self._deliveries: dict[str, Delivery] = {}
@@ -54,13 +60,15 @@ class RecyclerLoop:
 
     def tick(self) -> None:
         """One round: read, expire, plan within the grant, say how far it got."""
+        if not self._flush():
+            return
         for delivery in self._consumer.claim(READ_COUNT, BLOCK_MS):
             self._add(delivery)
         progress = self._streams.progress()
         granted, policy_version = int(progress.get("judge_granted", 0)), int(progress.get("policy_version", 0))
         self._emit(self._reservoir.expire(policy_version, self._content_bound))
         room = granted - self._streams.ledger()["issued:judge"]
-        if room > 0:
+        if room >= self._least_room:  # a group is decided once, so room that trickles would waste wrong answers
             self._emit(self._reservoir.plan(room, policy_version))
         self._report(granted)
         self._beat(policy_version, room)
@@ -83,13 +91,25 @@ class RecyclerLoop:
         self._through = delivery.id
 
     def _emit(self, emissions: Sequence[Emission]) -> None:
-        moves = [(emission.entry_id, [Product.of(task.uid, task) for task in emission.tasks]) for emission in emissions]
+        self._outbox += emissions
+        self._flush()
+
+    def _flush(self) -> bool:
+        """Send what was decided. False when the server is full: waits for consumers, who make room."""
+        moves = [(e.entry_id, [Product.of(task.uid, task) for task in e.tasks]) for e in self._outbox]
         target = self._streams.keys.tasks("judge")
-        applied = self._streams.transfer(self._source, RECYCLER, target, moves, issues="judge")
-        for emission, counted in zip(emissions, applied, strict=True):
+        try:
+            applied = self._streams.transfer(self._source, RECYCLER, target, moves, issues="judge")
+        except ServerFull as error:
+            log.warning("recycler.paused", reason=str(error), decided=len(self._outbox))
+            self._sleep(FULL_PAUSE_S)
+            return False
+        for emission, counted in zip(self._outbox, applied, strict=True):
             self._consumer.done(self._deliveries.pop(emission.entry_id))
             if not counted:
                 log.warning("recycler.already_decided", uid=emission.uid)
+        self._outbox = []
+        return True
 
     def _report(self, granted: int) -> None:
         """After the transfers: everything up to ``through`` was planned under this grant."""

@@ -33,7 +33,12 @@ def product(uid: str) -> Product:
 
 @pytest.fixture
 def loaded_run(run):
-    """One task at hand, one group pending with the learner and read by the recycler."""
+    """One task at hand, one group pending with the learner and read by the recycler. No call may wait."""
+
+    def wait(delay_s: float) -> None:
+        pytest.fail("a call waited for room")
+
+    run.streams = Streams(run.streams.client, "test", sleep=wait)
     run.issue("a", "b")
     run.first, run.second = run.streams.read_new(ACTORS, "c", [run.tasks], 10, None)
     run.streams.transfer(run.tasks, ACTORS, run.rollouts, [(run.first.id, [product("a")])])

@@ -126,6 +126,17 @@ def test_an_entry_held_by_this_consumer_is_not_delivered_to_it_again(run, actor)
     assert run.pending(run.tasks, ACTORS)[entry.id] == ("one", 1)
 
 
+def test_an_entry_taken_away_between_two_looks_is_not_delivered(run) -> None:
+    run.issue("a", "b", "c")
+    one = [entry.id for entry in run.streams.read_new(ACTORS, "one", [run.tasks], 3, None)]
+    rows = run.streams.own_pending(ACTORS, "one", run.tasks, "0-0", 10)
+    assert rows == [(entry_id, 1) for entry_id in one]
+    let_expire(run, "one", [one[0]])
+    run.streams.read_expired(ACTORS, "two", run.tasks, LEASE_MS, 1)
+    assert [entry.uid for entry in run.streams.read_own(ACTORS, "one", run.tasks, rows[:2])] == ["b"]
+    assert run.pending(run.tasks, ACTORS)[one[0]] == ("two", 2)
+
+
 def test_what_is_handed_back_is_claimable_at_once(run, actor) -> None:
     run.issue("a", "b")
     run.streams.client.xadd(run.judge_tasks, {"uid": "j", "m": b""})

@@ -105,13 +105,14 @@ def test_an_empty_stream_is_trimmed_to_nothing(run) -> None:
     assert run.streams.trim(run.rollouts) == 0
 
 
-def test_ids_compare_as_numbers(run) -> None:
+@pytest.mark.parametrize(("ahead", "behind"), [(LEARNER, RECYCLER), (RECYCLER, LEARNER)])
+def test_ids_compare_as_numbers(run, ahead: str, behind: str) -> None:
     """As text, 9-10 sorts before 9-9."""
     client = run.streams.client
     for entry_id in ("9-9", "9-10", "10-1"):
         client.xadd(run.rollouts, {"uid": entry_id, "m": b""}, id=entry_id)
-    ack(run, LEARNER, read(run, LEARNER, 1))
-    ack(run, RECYCLER, read(run, RECYCLER, 2))
+    ack(run, behind, read(run, behind, 1))
+    ack(run, ahead, read(run, ahead, 2))
     assert trim_all(run) == 1
     assert left(run) == ["9-10", "10-1"]
 

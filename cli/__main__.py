@@ -1,0 +1,38 @@
+"""Entry point of ``spark``: parse, run one command, turn errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+from pydantic import ValidationError
+
+from common.errors import SparkError
+
+
+def main() -> None:
+    from pydantic_settings import CliApp
+    from pydantic_settings.exceptions import SettingsError as CommandLineError
+
+    from cli.commands import Spark
+
+    try:
+        CliApp.run(Spark)
+    except SparkError as error:
+        sys.exit(_complain(str(error), error.exit_code))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        sys.exit(_complain(f"{where}: {first['msg']}", 2))
+    except CommandLineError as error:
+        sys.exit(_complain(str(error), 2))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _complain(sentence: str, exit_code: int) -> int:
+    print(f"spark: {sentence}", file=sys.stderr)
+    return exit_code
+
+
+if __name__ == "__main__":
+    main()

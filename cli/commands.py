@@ -1,0 +1,175 @@
+"""The commands of ``spark`` and their arguments. Each imports what it needs only when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
+
+from common.settings import Settings, load_settings
+
+
+class Command(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+
+class WithRunFile(Command):
+    run_file: CliPositionalArg[Path]
+    """Run file (TOML), or the config.toml of a run directory."""
+    overrides: list[str] = Field(default_factory=list, validation_alias=AliasChoices("set", "s"))
+    """section.key=value, over everything in the run file; may be repeated."""
+
+    def settings(self, *more: str) -> Settings:
+        return load_settings(self.run_file, [*self.overrides, *more])
+
+
+class Up(WithRunFile):
+    """Run everything on this machine: server, actors, recycler, learner; resumes a run that has a checkpoint."""
+
+    actors: int | None = None
+    """Number of actors, instead of actor.count."""
+
+    def cli_cmd(self) -> None:
+        from cli.up import up
+
+        up(self.settings(*([] if self.actors is None else [f"actor.count={self.actors}"])))
+
+
+class ActorCommand(WithRunFile):
+    """Run one rollout actor."""
+
+    name: str = "actor-0"
+    """Name of this actor, unique in the run."""
+
+    def cli_cmd(self) -> None:
+        from actors.__main__ import run
+        from cli.rundir import RunDirectory
+
+        settings = self.settings()
+        RunDirectory(settings).log_to(self.name, role="actor")
+        run(settings, self.name)
+
+
+class RecyclerCommand(WithRunFile):
+    """Run the recycler."""
+
+    def cli_cmd(self) -> None:
+        from cli.rundir import RunDirectory
+        from recycler.__main__ import run
+
+        settings = self.settings()
+        RunDirectory(settings).log_to("recycler", role="recycler")
+        run(settings)
+
+
+class LearnerCommand(WithRunFile):
+    """Run the learner."""
+
+    def cli_cmd(self) -> None:
+        from cli.preflight import check_run
+        from cli.rundir import RunDirectory
+        from learner.__main__ import run
+
+        settings = self.settings()
+        check_run(settings)
+        RunDirectory(settings).log_to("learner", role="learner")
+        run(settings)
+
+
+class Evaluate(Command):
+    """Measure a model: policy, judge, reflection, test-time scaling."""
+
+    model: CliPositionalArg[str]
+    """Run directory, Hugging Face directory or hub id."""
+    prompts: CliPositionalArg[str] = ""
+    """Prompt source, as prompts.source; default: eval.prompts of the run."""
+    config: Path | None = None
+    """Run file with templates, sampling and verifier for a model that is no run."""
+    pool: Path | None = None
+    """Frozen answers to judge (JSONL); made from this model and kept there if the file does not exist."""
+    draws: int | None = None
+    """Prompts per figure, instead of eval.draws."""
+    seed: int | None = None
+    """Seed of prompts and sampling, instead of eval.seed."""
+    json_file: Path | None = Field(default=None, validation_alias=AliasChoices("json"))
+    """Also write the figures to this file."""
+    overrides: list[str] = Field(default_factory=list, validation_alias=AliasChoices("set", "s"))
+    """section.key=value, over the run's settings; may be repeated."""
+
+    def cli_cmd(self) -> None:
+        from cli.evaluate import run
+
+        run(self)
+
+
+class Export(Command):
+    """Write the newest checkpoint of a run as a Hugging Face directory."""
+
+    run: CliPositionalArg[Path]
+    """Run directory."""
+    to: Path | None = None
+    """Target directory; default: export/ in the run directory."""
+
+    def cli_cmd(self) -> None:
+        from cli.export import export
+
+        export(self.run, self.to)
+
+
+class Status(Command):
+    """Show where every issued task is; exit code 1 when the ledger does not balance."""
+
+    run: CliPositionalArg[Path]
+    """Run directory."""
+    as_json: bool = Field(default=False, validation_alias=AliasChoices("json"))
+    """Print one JSON object."""
+
+    def cli_cmd(self) -> None:
+        from cli.status import status
+
+        status(self.run, as_json=self.as_json)
+
+
+class Doctor(Command):
+    """Tell what this machine can run, and how to install what is missing."""
+
+    def cli_cmd(self) -> None:
+        from cli.doctor import doctor
+
+        doctor()
+
+
+class Spark(BaseSettings):
+    """SPARK: one model that learns to solve tasks, and to judge and repair its own answers."""
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="spark",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_parse_args=True,
+        cli_enforce_required=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        use_attribute_docstrings=True,
+        env_prefix="SPARK_CLI_",
+    )
+    up: CliSubCommand[Up]
+    """run everything on this machine, or resume it"""
+    actor: CliSubCommand[ActorCommand]
+    """run one rollout actor"""
+    recycler: CliSubCommand[RecyclerCommand]
+    """run the recycler"""
+    learner: CliSubCommand[LearnerCommand]
+    """run the learner"""
+    eval: CliSubCommand[Evaluate]
+    """measure a model: policy, judge, reflection, test-time scaling"""
+    export: CliSubCommand[Export]
+    """write the newest checkpoint as a Hugging Face directory"""
+    status: CliSubCommand[Status]
+    """show where every issued task is"""
+    doctor: CliSubCommand[Doctor]
+    """tell what this machine can run"""
+
+    def cli_cmd(self) -> None:
+        CliApp.run_subcommand(self)

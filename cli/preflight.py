@@ -1,0 +1,54 @@
+"""What is checked before anything of a run starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from actors.verifiers import check_scorable
+from common.errors import SettingsError
+from common.settings import Settings
+from common.templates import load_templates
+from learner.prompts import open_prompts
+
+
+def check_run(settings: Settings) -> None:
+    """Raises SettingsError for the first thing that would make the run fail: one sentence, nothing started."""
+    if settings.redis.memory_share <= 0:
+        raise SettingsError("redis.memory_share=0 would never issue a prompt; set it between 0 and 1")
+    check_model(settings)
+    templates = load_templates(settings.templates.path)
+    if settings.learner.judge_share > 0:
+        mix = settings.recycler.mix
+        for name, share in (("pointwise", mix.pointwise), ("pairwise", mix.pairwise), ("reflect", mix.reflect)):
+            if share > 0 and not getattr(templates, name):
+                raise SettingsError(
+                    f"recycler.mix.{name}={share} but template set {templates.name!r} has no {name} template; "
+                    f"add one, or set recycler.mix.{name}=0"
+                )
+    check_prompts(settings)
+    if settings.eval.prompts:
+        held_out = {"source": settings.eval.prompts, "args": settings.eval.args, "epochs": 1}
+        check_prompts(
+            settings.model_copy(update={"prompts": settings.prompts.model_copy(update=held_out)}), "eval.prompts"
+        )
+
+
+def check_model(settings: Settings) -> None:
+    path = settings.model.path
+    if not path:
+        raise SettingsError("model.path is empty; set it to a Hugging Face directory or hub id")
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise SettingsError(f"model.path={path!r} has no config.json: it is no Hugging Face model directory")
+    if not Path(path).exists() and path.startswith((".", "/", "~")):
+        raise SettingsError(f"model.path={path!r} does not exist")
+
+
+def check_prompts(settings: Settings, key: str = "prompts.source") -> None:
+    """Every prompt can be read, and some verifier can score it."""
+    prompts = open_prompts(settings.prompts, settings.run.python_path, settings.run.seed)
+    if len(prompts) == 0:
+        raise SettingsError(f"{key}={settings.prompts.source!r} has no prompts")
+    for index in range(len(prompts)):
+        prompt = prompts[index]
+        if reason := check_scorable(prompt.answer, prompt.verifier, prompt.verifier_args):
+            raise SettingsError(f"{key}={settings.prompts.source!r}: prompt {index} cannot be scored: {reason}")

@@ -1,0 +1,5 @@
+"""The report of a run: one HTML file with its table, its curves and its ledger. matplotlib is loaded when it is drawn."""
+
+from cli.report.write import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,84 @@
+"""A run directory: where everything of one run lies, and how to find the run again from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from cli.embedded import EmbeddedServer
+from common import log
+from common.errors import SettingsError
+from common.settings import Settings, load_settings
+
+
+class RunDirectory:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.path = settings.run.directory
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def server_data(self) -> Path:
+        return self.path / "server"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "eval"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def create(self) -> None:
+        """Make the directory and write the resolved settings. Secrets are left out: they come from the environment."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        values = self.settings.model_dump(mode="json", exclude={"redis": {"url"}}, exclude_none=True)
+        values["run"]["dir"] = str(self.settings.run.dir.absolute())
+        self.config.write_text(tomli_w.dumps(values), encoding="utf-8")
+
+    def log_to(self, member: str, *, role: str) -> None:
+        """Send this process's events to logs/MEMBER.log."""
+        log.configure(file=self.logs / f"{member}.log", run=self.settings.run.name, role=role, member=member)
+
+
+def open_run(path: Path, overrides: Iterable[str] = ()) -> RunDirectory:
+    """The run of a directory (or of its config.toml). Raises SettingsError when it is none."""
+    config = path if path.is_file() else path / "config.toml"
+    if not config.is_file():
+        raise SettingsError(f"{path} is no run directory: it has no config.toml")
+    return RunDirectory(load_settings(config, overrides))
+
+
+def server_of(run: RunDirectory) -> str | None:
+    """URL of the server of a run: the configured one, or the embedded one while it is up."""
+    return run.settings.redis.url.get_secret_value() or EmbeddedServer.url_of(run.server_data)
+
+
+def child_environment(url: str) -> dict[str, str]:
+    """Environment of a run's process. config.toml is resolved already, so nothing else may override it."""
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("SPARK_")}
+    threads: dict[str, Any] = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    return {**kept, **threads, "SPARK_REDIS__URL": url, "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,69 @@
+"""`spark status`: where every issued task is, and whether the ledger balances."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cli.embedded import EmbeddedServer
+from cli.rundir import RunDirectory, open_run, server_of
+from common.errors import SettingsError
+from common.messages import OUTCOMES
+from common.server import check_server, connect
+from common.streams import Ledger, Streams
+
+
+def status(run: Path, *, as_json: bool) -> None:
+    """Print the ledger and the members; exits with 1 when the ledger does not balance."""
+    run_directory = open_run(run)
+    with streams_of(run_directory) as streams:
+        ledger, members, progress = streams.conservation(), streams.members(), streams.progress()
+    if as_json:
+        print(json.dumps({"ledger": as_dict(ledger), "members": members, "progress": progress}))
+    else:
+        _print(run_directory.settings.run.name, ledger, members, progress)
+    if not ledger.balanced:
+        sys.exit(1)
+
+
+@contextmanager
+def streams_of(run: RunDirectory) -> Iterator[Streams]:
+    """Streams of a run. One whose embedded server is down is read from its data, by a server that ends again."""
+    url = server_of(run)
+    if url:
+        client = connect(url)
+        check_server(client)
+        yield Streams(client, run.settings.run.name)
+    elif run.server_data.is_dir():
+        with EmbeddedServer(run.server_data) as server:
+            client = connect(server.url)
+            yield Streams(client, run.settings.run.name)
+    else:
+        raise SettingsError(f"{run.path} has no server data, and redis.url is empty; set SPARK_REDIS__URL")
+
+
+def as_dict(ledger: Ledger) -> dict[str, Any]:
+    return {**{str(kind): dict(counts) for kind, counts in ledger.kinds.items()}, "balanced": ledger.balanced}
+
+
+def _print(name: str, ledger: Ledger, members: dict[str, Any], progress: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"Ledger of run {name} at policy version {progress.get('policy_version', '-')}")
+    for column in ("", "issued", "=", *OUTCOMES, "in_flight", ""):
+        table.add_column(column.replace("_", " "), justify="left" if not column else "right")
+    for kind, counts in ledger.kinds.items():
+        verdict = "balances" if ledger.balances(kind) else "[red]does not balance[/red]"
+        cells = [str(counts[outcome]) for outcome in (*OUTCOMES, "in_flight")]
+        table.add_row(kind, str(counts["issued"]), "=", *cells, verdict)
+    console.print(table)
+    for member, beat in members.items():
+        state = beat.get("state", "alive") if beat else "not running"
+        version = f", policy version {beat['policy_version']}" if beat and "policy_version" in beat else ""
+        console.print(f"{member}: {state}{version}")

@@ -1,0 +1,66 @@
+"""The training part of a run: server and processes up, until the learner is done, then down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import SecretStr
+
+from cli.embedded import EmbeddedServer
+from cli.rundir import RunDirectory, child_environment
+from cli.services import services
+from cli.supervisor import Supervisor
+from common.process import open_streams
+from common.settings import Settings
+from common.streams import Ledger, Streams
+
+States = Callable[[], Mapping[str, str]]
+Watch = Callable[[States], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    finished: bool
+    """The learner reached the end; False when the run was told to stop and can be resumed."""
+    ledger: Ledger
+    wall_s: float
+
+
+def train(run: RunDirectory, watch: Watch) -> Trained:
+    """Run all processes of ``run`` until the learner has finished. ``watch(states)`` runs beside them (a display).
+
+    Raises SparkError when a process is beyond help; everything is stopped then, too.
+    """
+    started = time.monotonic()
+    with server(run) as url:
+        streams = prepare(run.settings, url)
+
+        def states() -> Mapping[str, str]:
+            return {
+                m: str(beat.get("state", "alive")) if beat else "not running" for m, beat in streams.members().items()
+            }
+
+        supervisor = Supervisor(services(run.settings), run.config, run.logs, child_environment(url))
+        finished = asyncio.run(supervisor.run(lambda: watch(states)))
+        return Trained(finished=finished, ledger=streams.conservation(), wall_s=time.monotonic() - started)
+
+
+@contextmanager
+def server(run: RunDirectory) -> Iterator[str]:
+    """URL of the configured server, or of an embedded one with its data in the run directory."""
+    url = run.settings.redis.url.get_secret_value()
+    if url:
+        yield url
+        return
+    with EmbeddedServer(run.server_data, log_file=run.logs / "server.log") as embedded:
+        yield embedded.url
+
+
+def prepare(settings: Settings, url: str) -> Streams:
+    with_url = settings.redis.model_copy(update={"url": SecretStr(url)})
+    return open_streams(settings.model_copy(update={"redis": with_url}), owner=True)

@@ -1,0 +1,84 @@
+"""`spark up`: a whole run on this machine, from the first check to the report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from cli.evaluation import Evaluation, build_pool, table
+from cli.preflight import check_run
+from cli.progress import Progress
+from cli.rundir import RunDirectory, child_environment
+from cli.status import as_dict
+from cli.train import train
+from common.errors import SparkError
+from common.settings import Settings
+
+console = Console(highlight=False)
+
+
+def up(settings: Settings) -> None:
+    """Run to the end, or until told to stop; then evaluate before and after, and write the report."""
+    check_run(settings)
+    run = RunDirectory(settings)
+    run.create()
+    run.log_to("up", role="up")
+    trained = train(run, lambda states: Progress(settings, run.path, console=console, states=states).watch())
+    summary: dict[str, Any] = {
+        "ledger": as_dict(trained.ledger),
+        "wall_s": round(trained.wall_s, 1),
+        "finished": trained.finished,
+    }
+    if trained.finished and settings.eval.prompts:
+        summary |= _evaluate(run)
+    run.summary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    _show(run, summary)
+
+
+def _evaluate(run: RunDirectory) -> dict[str, Any]:
+    """Base model and trained model on the same frozen answers, one process each, side by side."""
+    settings = run.settings
+    console.print(f"evaluating before and after on {settings.eval.draws} held-out prompts per figure ...")
+    run.evaluation.mkdir(exist_ok=True)
+    pool = run.evaluation / "pool.jsonl"
+    if not pool.exists():  # the base model's answers, which both are shown
+        build_pool(settings, settings.model.path, pool, settings.eval.draws, settings.eval.seed)
+    models = {"before": settings.model.path, "after": str(run.path)}
+    files = {name: run.evaluation / f"{name}.json" for name in models}
+    running = {
+        name: _spark(run, ["eval", model, "--config", str(run.config), "--pool", str(pool), "--json", str(files[name])])
+        for name, model in models.items()
+    }
+    for name, process in running.items():
+        if process.wait() != 0:
+            raise SparkError(f"the evaluation {name} training failed; its output is {run.logs / 'eval.stderr'}")
+    results = {name: Evaluation.from_json(path.read_bytes()) for name, path in files.items()}
+    console.print(table(results["before"], results["after"]))
+    return _summarise(results)
+
+
+def _spark(run: RunDirectory, arguments: list[str]) -> subprocess.Popen[bytes]:
+    with (run.logs / "eval.stderr").open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cli", *arguments], env=child_environment(""), stdout=output, stderr=output
+        )
+
+
+def _summarise(results: Mapping[str, Evaluation]) -> dict[str, Any]:
+    summaries: dict[str, Any] = {name: result.summary() for name, result in results.items()}
+    return {**summaries, "intervals": {name: result.intervals() for name, result in results.items()}}
+
+
+def _show(run: RunDirectory, summary: Mapping[str, Any]) -> None:
+    from cli.report import write_report
+
+    balance = "balances" if summary["ledger"]["balanced"] else "DOES NOT BALANCE"
+    console.print(f"ledger {balance}; {summary['wall_s']:.0f} s of training wall time")
+    if not summary["finished"]:
+        console.print(f"stopped; `spark up {run.config}` goes on from the last checkpoint")
+    console.print(f"report: {write_report(run.path)}")
