@@ -1,7 +1,9 @@
 """Does recycling train a judge that plain RLVR does not? All arms from one base, by the real processes.
 
 ``python -m bench.coevolution --seeds 3 [--folder DIR]``. One unit of training is what the miniature called a
-step: 32 prompts in two updates. Here a batch is 16 prompts and one update, so 60 such steps are 120.
+step: 32 prompts in two updates. Here a batch is 16 prompts with a contrast and one update, so 60 such steps are
+120. Groups without a contrast are replaced, so arms differ in samples; ``grpo_equal_samples`` draws about as many as
+``spark`` does (22 prompts a batch, found by interpolation), and all counts are printed.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from bench.runs import Run, run_demo
 
 ARMS: Final[dict[str, list[str]]] = {
     "grpo": ["learner.judge_share=0.0"],
-    "grpo_equal_samples": ["learner.judge_share=0.0", "learner.groups_per_step=32"],
+    "grpo_equal_samples": ["learner.judge_share=0.0", "learner.groups_per_step=22"],
     "spark": [],
     "spark_original": [
         "staleness.max_staleness=0",

@@ -10,6 +10,7 @@ from typing import Any
 
 from cli.rundir import RunDirectory
 from cli.train import States, Trained, train
+from common.errors import SparkError
 from common.settings import load_settings
 
 DEMO = Path(__file__).resolve().parent.parent / "examples" / "arithmetic" / "run.toml"
@@ -33,6 +34,8 @@ def run_demo(name: str, folder: Path, overrides: list[str]) -> Run:
     directory.create()
     directory.log_to("bench", role="bench")
     trained = train(directory, _watch_nothing)
+    if not trained.finished:
+        raise SparkError(f"run {directory.path} was stopped; start the benchmark again with the same folder to go on")
     lines = directory.metrics.read_text(encoding="utf-8").splitlines()
     return Run(directory=directory, trained=trained, steps=[json.loads(line) for line in lines])
 

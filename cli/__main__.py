@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import Final
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
 from common.errors import SparkError
+
+SET: Final = ("--set", "-s")
 
 
 def main() -> None:
@@ -16,7 +20,7 @@ def main() -> None:
     from cli.commands import Spark
 
     try:
-        CliApp.run(Spark)
+        CliApp.run(Spark, cli_args=keep_overrides_whole(sys.argv[1:]))
     except SparkError as error:
         sys.exit(_complain(str(error), error.exit_code))
     except ValidationError as error:
@@ -27,6 +31,20 @@ def main() -> None:
         sys.exit(_complain(str(error), 2))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def keep_overrides_whole(arguments: list[str]) -> list[str]:
+    """The values of ``--set`` percent-encoded: pydantic-settings would split them at commas and drop their quotes."""
+    whole: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if whole and whole[-1] in SET:
+            whole.append(quote(argument))
+        elif name in SET and equals:
+            whole += [name, quote(value)]
+        else:
+            whole.append(argument)
+    return whole
 
 
 def _complain(sentence: str, exit_code: int) -> int:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+from urllib.parse import unquote
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
 
 from common.settings import Settings, load_settings
+
+Overrides = list[Annotated[str, AfterValidator(unquote)]]
+"""Percent-encoded by ``cli.__main__``, so that they pass the command-line parser byte for byte."""
 
 
 class Command(BaseModel):
@@ -17,7 +22,7 @@ class Command(BaseModel):
 class WithRunFile(Command):
     run_file: CliPositionalArg[Path]
     """Run file (TOML), or the config.toml of a run directory."""
-    overrides: list[str] = Field(default_factory=list, validation_alias=AliasChoices("set", "s"))
+    overrides: Overrides = Field(default_factory=list, validation_alias=AliasChoices("set", "s"))
     """section.key=value, over everything in the run file; may be repeated."""
 
     def settings(self, *more: str) -> Settings:
@@ -94,7 +99,7 @@ class Evaluate(Command):
     """Seed of prompts and sampling, instead of eval.seed."""
     json_file: Path | None = Field(default=None, validation_alias=AliasChoices("json"))
     """Also write the figures to this file."""
-    overrides: list[str] = Field(default_factory=list, validation_alias=AliasChoices("set", "s"))
+    overrides: Overrides = Field(default_factory=list, validation_alias=AliasChoices("set", "s"))
     """section.key=value, over the run's settings; may be repeated."""
 
     def cli_cmd(self) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
+from typing import Final
+
+import structlog
 
 from actors.verifiers import check_scorable
 from common.errors import SettingsError
@@ -10,12 +15,17 @@ from common.settings import Settings
 from common.templates import load_templates
 from learner.prompts import open_prompts
 
+LONGEST_CHECK_S: Final = 10.0
+
+log = structlog.get_logger()
+
 
 def check_run(settings: Settings) -> None:
     """Raises SettingsError for the first thing that would make the run fail: one sentence, nothing started."""
     if settings.redis.memory_share <= 0:
         raise SettingsError("redis.memory_share=0 would never issue a prompt; set it between 0 and 1")
     check_model(settings)
+    sys.path[:0] = [str(path) for path in settings.run.python_path]  # for verifiers `python:MODULE:FUNCTION`
     templates = load_templates(settings.templates.path)
     if settings.learner.judge_share > 0:
         mix = settings.recycler.mix
@@ -48,7 +58,11 @@ def check_prompts(settings: Settings, key: str = "prompts.source") -> None:
     prompts = open_prompts(settings.prompts, settings.run.python_path, settings.run.seed)
     if len(prompts) == 0:
         raise SettingsError(f"{key}={settings.prompts.source!r} has no prompts")
+    give_up_at = time.monotonic() + LONGEST_CHECK_S
     for index in range(len(prompts)):
+        if time.monotonic() > give_up_at:  # parsing a gold answer may take milliseconds; the rest is met in the run
+            log.info("preflight.sampled", checked=index, prompts=len(prompts))
+            return
         prompt = prompts[index]
         if reason := check_scorable(prompt.answer, prompt.verifier, prompt.verifier_args):
             raise SettingsError(f"{key}={settings.prompts.source!r}: prompt {index} cannot be scored: {reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import signal
 import sys
 import time
@@ -25,6 +26,7 @@ STEADY_S: Final = 60.0
 """A child that lived this long starts again with the shortest delay."""
 MOST_RESTARTS: Final = 5
 STOP_S: Final = 20.0
+PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(slots=True)
@@ -108,6 +110,7 @@ class Supervisor:
                 stdout=stderr,
                 stderr=stderr,
                 start_new_session=True,  # Ctrl-C is for the supervisor, which stops the children in order
+                preexec_fn=_end_with_parent,
             )
         child.started_at = time.monotonic()
 
@@ -134,6 +137,12 @@ class Supervisor:
             log.warning("up.child_killed", pid=process.pid, after_s=STOP_S)
             process.kill()
             await process.wait()
+
+
+def _end_with_parent() -> None:
+    """Linux: the kernel sends SIGTERM to this child when the supervisor dies without stopping it (kill -9)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _error_for(code: int) -> type[SparkError]:

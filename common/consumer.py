@@ -67,6 +67,17 @@ class Consumer:
             self.held[delivery.stream].add(delivery.id)
         return claimed
 
+    def adopt(self) -> int:
+        """Take over what every other consumer of the group holds; the next claims deliver it. Returns how many.
+
+        For a group with one consumer, whose predecessors are dead or fenced. To be repeated now and then: a fenced
+        one may still claim entries before it notices.
+        """
+        moved = sum(self.streams.adopt(source, self.group, self.name) for source in self.sources)
+        if moved:
+            self._owed = self._all_owed()
+        return moved
+
     def done(self, delivery: Delivery) -> None:
         """The entry was acked, buried or handed back."""
         self.held[delivery.stream].discard(delivery.id)

@@ -63,11 +63,11 @@ class Keys:
     def members(self) -> str:
         return self._key("members")
 
-    def groups(self) -> dict[str, tuple[str, ...]]:
-        """Stream -> the consumer groups it must have."""
+    def groups(self, *, recycles: bool = True) -> dict[str, tuple[str, ...]]:
+        """Stream -> the consumer groups it must have. A group that nobody reads for would keep entries for ever."""
         return {
             self.tasks("policy"): (ACTORS,),
             self.tasks("judge"): (ACTORS,),
-            self.rollouts("policy"): (LEARNER, RECYCLER),
+            self.rollouts("policy"): (LEARNER, RECYCLER) if recycles else (LEARNER,),
             self.rollouts("judge"): (LEARNER,),
         }

@@ -27,8 +27,11 @@ def open_streams(settings: Settings, *, owner: bool = False) -> Streams:
         load_functions(client)
     else:
         _await_functions(client, settings.redis.give_up_s)
-    streams = Streams(client, settings.run.name, give_up_s=settings.redis.give_up_s)
+    recycles = settings.learner.judge_share > 0
+    streams = Streams(client, settings.run.name, recycles=recycles, give_up_s=settings.redis.give_up_s)
     streams.create_groups()
+    if owner:
+        streams.remove_unused_groups()
     return streams
 
 

@@ -315,6 +315,7 @@ def load_settings(run_file: Path, overrides: Iterable[str] = ()) -> Settings:
     file_values = _read_toml(run_file)
     _make_paths_absolute(file_values, run_file.resolve().parent)
     override_values = _parse_overrides(overrides)
+    _forget_arguments_of_replaced_sources(file_values, override_values)
     preset = override_values.get("preset") or os.environ.get("SPARK_PRESET") or file_values.get("preset", "spark")
     if not (CONFIGS / f"{preset}.toml").is_file():
         known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.toml")))
@@ -381,6 +382,13 @@ def _make_paths_absolute(values: dict[str, Any], folder: Path) -> None:
             and table[key]
         ):
             table[key] = str((folder / table[key]).resolve())
+
+
+def _forget_arguments_of_replaced_sources(file_values: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Arguments belong to their prompt source: another source on the command line starts without them."""
+    for section, key in (("prompts", "source"), ("eval", "prompts")):
+        if key in overrides.get(section, {}) and isinstance(file_values.get(section), dict):
+            file_values[section].pop("args", None)
 
 
 def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:

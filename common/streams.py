@@ -17,7 +17,7 @@ import redis
 
 from common.codec import encode
 from common.errors import Fenced, ServerError, ServerFull
-from common.keys import ACTORS, LEARNER, Keys
+from common.keys import ACTORS, LEARNER, RECYCLER, Keys
 from common.messages import OUTCOMES, Kind, Outcome, Task, WeightManifest
 from common.server import RETRIABLE, Client, address, is_full, memory_share
 
@@ -108,6 +108,7 @@ class Streams:
         client: Client,
         run: str,
         *,
+        recycles: bool = True,
         give_up_s: float = 60.0,
         seed: int | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -115,6 +116,7 @@ class Streams:
     ) -> None:
         self.client = client
         self.keys = Keys(run)
+        self.recycles = recycles
         self._give_up_s = give_up_s
         self._jitter = random.Random(seed)
         self._clock = clock
@@ -124,9 +126,14 @@ class Streams:
 
     def create_groups(self) -> None:
         """Create every stream and consumer group, from id 0: a group created at ``$`` misses what came before it."""
-        for stream, groups in self.keys.groups().items():
+        for stream, groups in self.keys.groups(recycles=self.recycles).items():
             for group in groups:
                 self._retry(partial(self._create_group, stream, group))
+
+    def remove_unused_groups(self) -> None:
+        """Of a run whose judge was switched off: a group that nobody reads for would keep every entry for ever."""
+        if not self.recycles:
+            self._retry(lambda: self.client.xgroup_destroy(self.keys.rollouts("policy"), RECYCLER))
 
     def _create_group(self, stream: str, group: str) -> None:
         try:
@@ -302,7 +309,7 @@ class Streams:
 
         Returns how many; 0 when nothing is left to delete.
         """
-        wanted = len(self.keys.groups()[stream])
+        wanted = len(self.keys.groups(recycles=self.recycles)[stream])
         return int(self._call("spark_trim", [stream], [wanted, max(count, TRIM_SLICE)]))
 
     def newest_weights(self, count: int = 4) -> list[bytes]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Final
 
 import structlog
 
@@ -19,13 +19,18 @@ from common.streams import Streams
 from common.templates import load_templates
 from common.weights import WeightStore
 from learner.checkpoint import Checkpoint, CheckpointStore
+from learner.heartbeat import Heartbeat
+from learner.metrics_file import MetricsFile
 from learner.prompts import open_prompts
 
 log = structlog.get_logger()
 
+STOPPED: Final = 143
+"""Exit code after SIGTERM, as shells count it: the run is not finished, and a supervisor may start it again."""
+
 
 def run(settings: Settings) -> None:
-    """Train until max_steps, the end of the prompts, or SIGTERM. Raises SparkError, of which Fenced exits with 42."""
+    """Train until max_steps or the end of the prompts; SIGTERM saves and exits with STOPPED. Raises SparkError."""
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.learner.torch_threads))  # read when torch is imported
     prompts = open_prompts(settings.prompts, settings.run.python_path, settings.run.seed)
     templates = load_templates(settings.templates.path)
@@ -54,8 +59,16 @@ def run(settings: Settings) -> None:
         guard = _guard(checkpoints, epoch)
         issuer = Issuer(streams, token, prompts, templates, settings, cursor)
         ended_uids = set(saved.state.ended_uids) if saved else set()
+        heartbeat = Heartbeat(streams, epoch)
         intake = Intake(
-            streams, issuer, settings, consumer=consumer, ended_uids=ended_uids, guard=guard, stopping=stopping
+            streams,
+            issuer,
+            settings,
+            consumer=consumer,
+            ended_uids=ended_uids,
+            guard=guard,
+            stopping=stopping,
+            beat=heartbeat.beat,
         )
         publisher = Publisher(streams, WeightStore(settings.weights_dir), epoch, settings.weights.keep)
         committer = Committer(
@@ -70,8 +83,12 @@ def run(settings: Settings) -> None:
             saved=saved,
         )
         log.info("learner.started", epoch=epoch, policy_version=engine.policy_version, cursor=cursor)
-        with (settings.run.directory / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) as file:
-            train(engine, intake, publisher, committer, settings, _recorder(file.write))
+        with MetricsFile(settings.run.directory / "metrics.jsonl", engine.policy_version) as metrics:
+            train(engine, intake, publisher, committer, settings, metrics.record)
+        heartbeat.stop()
+        if stopping():
+            log.info("learner.stopped", policy_version=engine.policy_version)
+            sys.exit(STOPPED)
         engine.export(settings.run.directory / "export")
         log.info("learner.done", policy_version=engine.policy_version)
 
@@ -121,10 +138,3 @@ def _guard(checkpoints: CheckpointStore, epoch: int) -> Callable[[], None]:
             raise Fenced(f"a learner of epoch {highest} has taken over from epoch {epoch}; this one stops")
 
     return guard
-
-
-def _recorder(write: Callable[[str], Any]) -> Callable[[dict[str, Any]], None]:
-    def record(metrics: dict[str, Any]) -> None:
-        write(json.dumps(metrics) + "\n")
-
-    return record

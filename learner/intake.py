@@ -54,6 +54,7 @@ class Intake:
         ended_uids: set[bytes],
         guard: Callable[[], None],
         stopping: Callable[[], bool],
+        beat: Callable[[str, int], None] = lambda _state, _version: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stats = GroupStats()
@@ -65,6 +66,7 @@ class Intake:
         self._consumer = consumer
         self._guard = guard
         self._stopping = stopping
+        self._beat = beat
         self._clock = clock
         self._kinds: dict[str, Kind] = {streams.keys.rollouts(kind): kind for kind in KINDS}
         self._ready: dict[Kind, dict[str, tuple[Delivery, RolloutGroup]]] = {kind: {} for kind in KINDS}
@@ -89,7 +91,9 @@ class Intake:
             full = self._full(quota)
             full_since = (full_since or self._clock()) if full else None
             if full_since is not None and not self._worth_waiting(quota, ledger, self._clock() - full_since):
+                self._beat("updating", policy_version)
                 return self._cut(quota)
+            self._beat("waiting for judge groups" if full else "waiting for policy groups", policy_version)
             if not full and self._exhausted(ledger):
                 return None
             if self._poll():
@@ -118,7 +122,7 @@ class Intake:
 
     def _admit(self, quota: Quota, ledger: dict[str, int]) -> None:
         try:
-            self._issuer.issue(self._policy_room(ledger), self._policy_version)
+            self._issuer.issue(self._policy_room(quota, ledger), self._policy_version)
         except ServerFull as error:  # consuming goes on, which makes room
             log.warning("issuer.paused", reason=str(error))
         granted = self._judge_grant(quota, ledger)
@@ -126,9 +130,11 @@ class Intake:
             self._granted = granted
             self._streams.report_progress(judge_granted=granted)
 
-    def _policy_room(self, ledger: dict[str, int]) -> int:
+    def _policy_room(self, quota: Quota, ledger: dict[str, int]) -> int:
         """Admission gate; full servers get nothing more, and no prompts are issued beyond the last step."""
         learner = self._settings.learner
+        if quota.policy == 0:
+            return 0  # alternating: what is sampled now would be stale after the judge's updates
         account = self._accounts["policy"]
         in_flight = account.in_flight(ledger["issued:policy"], ledger["dead:policy"])
         room = (
@@ -208,6 +214,12 @@ class Intake:
         self.endings.append(Ending(stream=delivery.stream, id=delivery.id, uid="", outcome="trained", kind=kind))
         log.warning("learner.duplicate", uid=delivery.uid, stream=delivery.stream)
 
+    def _fresh_next(self, group: RolloutGroup) -> bool:
+        """Still fresh enough for the batch after this one."""
+        staleness = self._settings.staleness
+        next_version = self._policy_version + self._settings.learner.updates_per_batch
+        return fresh(group, next_version, staleness.max_staleness, staleness.content_bound)
+
     def _expire(self) -> None:
         """Drop what is past the bound, count it, give its room back."""
         staleness = self._settings.staleness
@@ -261,7 +273,11 @@ class Intake:
 
     def _cut(self, quota: Quota) -> list[RolloutGroup]:
         policy = sorted((group for _, group in self._ready["policy"].values()), key=oldest_first)[: quota.policy]
-        judge = self._round_robin.choose([group for _, group in self._ready["judge"].values()], quota.judge)
+        judge = self._round_robin.choose(
+            [group for _, group in self._ready["judge"].values()],
+            quota.judge,
+            lambda group: not self._fresh_next(group),
+        )
         for group in policy + judge:
             delivery, _ = self._ready[group.task.kind].pop(group.uid)
             self._end(delivery, group.task.kind, "trained")

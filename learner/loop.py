@@ -58,7 +58,7 @@ def run(
         unblocked by: actors shipping groups; SIGTERM closing the intake
     produces: policy versions; publishing one gives actors room for new groups
     """
-    timers = Timers()
+    timers, started = Timers(), time.monotonic()
     publisher.publish(engine)  # actors wait for a first policy
     for quota in quotas(settings.learner):
         if engine.policy_version >= settings.learner.max_steps:
@@ -77,7 +77,8 @@ def run(
         with timers.timed("checkpoint"):
             committer.save_if_due(engine)
 
-        metrics = {"policy_version": engine.policy_version, **report, **intake.stats.take(), **timers.take()}
+        progress = {"policy_version": engine.policy_version, "elapsed_s": round(time.monotonic() - started, 3)}
+        metrics = {**progress, **report, **intake.stats.take(), **timers.take()}
         record(metrics)
         log.info("learner.step_done", policy_version=engine.policy_version, groups=len(groups))
     committer.save(engine)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.messages import Objective, RolloutGroup
@@ -44,13 +44,20 @@ class DeficitRoundRobin:
         self._shares = {objective: share / total for objective, share in shares.items()}
         self._deficit = dict.fromkeys(self._shares, 0.0)
 
-    def choose(self, ready: Sequence[RolloutGroup], count: int) -> list[RolloutGroup]:
+    def choose(
+        self, ready: Sequence[RolloutGroup], count: int, last_chance: Callable[[RolloutGroup], bool] = lambda _: False
+    ) -> list[RolloutGroup]:
+        """Up to ``count`` groups; those on their ``last_chance`` before they are too stale go before all others."""
         if count == 0:  # a pure policy batch is nobody's turn
             return []
+        chosen = sorted(filter(last_chance, ready), key=oldest_first)[:count]
+        for group in chosen:
+            self._deficit[group.task.objective] -= 1.0
+        taken = {group.uid for group in chosen}
         waiting: dict[Objective, list[RolloutGroup]] = {objective: [] for objective in self._shares}
         for group in sorted(ready, key=oldest_first, reverse=True):
-            waiting[group.task.objective].append(group)
-        chosen: list[RolloutGroup] = []
+            if group.uid not in taken:
+                waiting[group.task.objective].append(group)
         while len(chosen) < count and any(waiting.values()):
             for objective, share in self._shares.items():
                 self._deficit[objective] += share

@@ -13,7 +13,7 @@ from cli.evaluation.sampler import Sampler
 from common.messages import Completion, Task
 from common.settings import Settings
 
-TOKENS_PER_BATCH: Final = 16_384
+TOKENS_PER_BATCH: Final = 32_768
 """Prompt and new tokens of the completions generated together, at most: bounds the memory of the KV cache."""
 COMPARES_STRINGS: Final = frozenset({"exact", "choice", "verdict"})
 """Verifiers that can neither hang nor crash: they run here. All others run in processes that can be killed."""

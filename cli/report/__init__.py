@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with its table, its curves and its ledger. matplotlib is loaded when it is drawn."""
+"""The report of a run: one HTML file with its table, its curves and its ledger."""
 
 from cli.report.write import write_report
 

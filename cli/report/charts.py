@@ -148,9 +148,7 @@ def _reflection(history: History) -> Chart:
 def _staleness(history: History, bounds: Bounds) -> Chart:
     lines = (
         Line(label="tokens, mean", values=history.column("staleness"), colour="blue"),
-        Line(
-            label="tokens, max", values=history.column("staleness_max"), colour="blue", dashed=True, smoothed=False
-        ),
+        Line(label="tokens, max", values=history.column("staleness_max"), colour="blue", dashed=True, smoothed=False),
         Line(label="content, mean", values=history.column("content_staleness"), colour="orange"),
         Line(
             label="content, max",
@@ -204,7 +202,7 @@ def _ess(history: History) -> Chart:
         title="Effective sample size",
         caption="Share of the tokens that carry the update after weighting by ratios: 100 % is on-policy, a fall "
         "means that few tokens decide.",
-        panels=(Panel(lines=_by_objective(history, "ess"), unit="share", low=0.95, high=1.0),),
+        panels=(Panel(lines=_by_objective(history, "ess"), unit="share", low=0.98, high=1.0),),
     )
 
 

@@ -180,6 +180,19 @@ def test_a_consumer_with_pending_entries_is_never_removed(run) -> None:
     assert [owner for owner, _ in run.pending(run.tasks, ACTORS).values()] == ["new"]
 
 
+def test_what_a_fenced_consumer_claims_too_late_is_adopted_and_delivered(run) -> None:
+    run.issue("a", "b")
+    new = Consumer(run.streams, ACTORS, "new", [run.judge_tasks, run.tasks])
+    assert new.adopt() == 0
+    assert [entry.uid for entry in new.claim(1)] == ["a"]
+    assert len(run.streams.read_new(ACTORS, "zombie", [run.tasks], 1, None)) == 1
+    assert new.claim(1) == []
+    assert new.adopt() == 1
+    assert [entry.uid for entry in new.claim(5)] == ["b"]
+    assert new.adopt() == 0
+    assert new.claim(5) == []
+
+
 def test_adopting_touches_one_group_only(run) -> None:
     run.streams.client.xadd(run.rollouts, {"uid": "a", "m": b""})
     for group in (LEARNER, "recycler"):

@@ -1,0 +1,42 @@
+# Everything a newcomer runs. Each target does its own set-up: the virtual environment is made once and kept.
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test check setup setup-test bench-coevolution bench-overlap docs clean
+
+demo: $(VENV)/.installed  ## train the arithmetic example on this machine, then print before and after
+	$(BIN)/spark up examples/arithmetic/run.toml
+
+test: $(VENV)/.installed-test check  ## everything that CI runs
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/configuration.py --check
+
+setup: $(VENV)/.installed  ## the base install: enough for the demo
+setup-test: $(VENV)/.installed-test
+
+# constraints.txt pins every package, so that nothing pulls another torch.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+bench-%: $(VENV)/.installed
+	$(BIN)/python -m bench.$*
+
+docs: $(VENV)/.installed-test  ## regenerate docs/configuration.md
+	$(BIN)/python docs/configuration.py
+
+clean:
+	rm -rf $(VENV)
