@@ -173,7 +173,10 @@ class Actor:
         self._counts["verifier_errors"] += errors
         if not group.scored:
             return self._retry_or_bury(delivery, group.rollouts[0].verdict)
-        product = Product.of(group.uid, group)
+        try:
+            product = Product.of(group.uid, group)
+        except InvalidMessage as error:  # over the size limit: another try would be as large
+            return self._bury(delivery, str(error))
         rollouts = self._streams.keys.rollouts(group.task.kind)
         self._streams.transfer(delivery.stream, ACTORS, rollouts, [(delivery.id, [product])])
         self._consumer.done(delivery)

@@ -53,5 +53,5 @@ def _accelerator() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name(0))
+        return f"{torch.cuda.get_device_name(0)}, not used yet: the engines of this version run on the CPU"
     return "none; the transformers engine runs on the CPU in float32"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cli.commands import Evaluate
 from cli.rundir import RunDirectory, open_run
+from common import log
 from common.errors import SettingsError
 from common.settings import Settings, load_settings
 
@@ -16,6 +17,7 @@ def run(command: Evaluate) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
     settings, model_path = _resolve(command)
     settings = _with_prompts(settings, command)
+    log.configure()
 
     from rich.console import Console
 

@@ -18,7 +18,7 @@ from common.settings import Settings, load_settings
 class RunDirectory:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.path = settings.run.directory
+        self.path = settings.run.directory.absolute()
 
     @property
     def config(self) -> Path:

@@ -56,12 +56,12 @@ def _print(name: str, ledger: Ledger, members: dict[str, Any], progress: dict[st
 
     console = Console()
     table = Table(title=f"Ledger of run {name} at policy version {progress.get('policy_version', '-')}")
-    for column in ("", "issued", "=", *OUTCOMES, "in_flight", ""):
-        table.add_column(column.replace("_", " "), justify="left" if not column else "right")
+    table.add_column("groups")
+    for column in ("issued", "trained", "filtered", "stale", "dead", "in flight", "balances"):
+        table.add_column(column, justify="right", no_wrap=True)
     for kind, counts in ledger.kinds.items():
-        verdict = "balances" if ledger.balances(kind) else "[red]does not balance[/red]"
-        cells = [str(counts[outcome]) for outcome in (*OUTCOMES, "in_flight")]
-        table.add_row(kind, str(counts["issued"]), "=", *cells, verdict)
+        cells = [str(counts[name]) for name in ("issued", *OUTCOMES, "in_flight")]
+        table.add_row(kind, *cells, "yes" if ledger.balances(kind) else "[red]NO[/red]")
     console.print(table)
     for member, beat in members.items():
         state = beat.get("state", "alive") if beat else "not running"

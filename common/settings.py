@@ -106,7 +106,7 @@ class Sampling(Section):
 
 class Staleness(Section):
     max_staleness: int = Field(default=4, ge=0)
-    """eta: a group is trained only if no token of it is older than this many optimizer steps."""
+    """eta: a group enters a batch only if no token of it is older than this many optimizer steps."""
     max_content_staleness: int | None = Field(default=None, ge=0)
     """The same for the answer a judge task shows; importance ratios cannot repair it. None: 4 * max(eta, 1)."""
 

@@ -70,7 +70,8 @@ class RecyclerLoop:
         room = granted - self._streams.ledger()["issued:judge"]
         if room >= self._least_room:  # a group is decided once, so room that trickles would waste wrong answers
             self._emit(self._reservoir.plan(room, policy_version))
-        self._report(granted)
+        if not self._outbox:
+            self._report(granted)
         self._beat(policy_version, room)
 
     def stop(self) -> None:
