@@ -253,6 +253,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         extra="forbid",
         frozen=True,
+        use_attribute_docstrings=True,
         env_prefix="SPARK_",
         env_nested_delimiter="__",
         nested_model_default_partial_update=True,

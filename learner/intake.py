@@ -81,6 +81,8 @@ class Intake:
     def take(self, quota: Quota, policy_version: int) -> list[RolloutGroup] | None:
         """The next batch, oldest groups first; [] when a judge batch has nothing; None when the run is over."""
         self._policy_version = policy_version
+        while self._poll(None):  # what has arrived: it may be older than what is ready, and judge groups may be in it
+            pass
         self._expire()
         full_since: float | None = None
         progressed = self._clock()
@@ -94,9 +96,9 @@ class Intake:
                 self._beat("updating", policy_version)
                 return self._cut(quota)
             self._beat("waiting for judge groups" if full else "waiting for policy groups", policy_version)
-            if not full and self._exhausted(ledger):
+            if not full and self._exhausted():
                 return None
-            if self._poll():
+            if self._poll(BLOCK_MS):
                 progressed = self._clock()
             elif self._clock() - progressed > self._settings.learner.no_progress_s:
                 progressed = self._clock()
@@ -166,15 +168,18 @@ class Intake:
         )
         return min(allowed, batches_left * groups_per_batch)
 
-    def _exhausted(self, ledger: dict[str, int]) -> bool:
+    def _exhausted(self) -> bool:
         """No prompt is left to issue and none is in flight: what is ready is all there will ever be."""
+        if not self._issuer.exhausted:
+            return False
+        ledger = self._streams.ledger()  # read after the last prompts were issued, so that it counts them
         in_flight = self._accounts["policy"].in_flight(ledger["issued:policy"], ledger["dead:policy"])
         return self._issuer.exhausted and in_flight == len(self._ready["policy"])
 
     # -- arrival ----------------------------------------------------------------------------------------
 
-    def _poll(self) -> bool:
-        deliveries = self._consumer.claim(READ_COUNT, BLOCK_MS)
+    def _poll(self, block_ms: int | None) -> bool:
+        deliveries = self._consumer.claim(READ_COUNT, block_ms)
         for delivery in deliveries:
             self._arrive(delivery, self._kinds[delivery.stream])
         return bool(deliveries)

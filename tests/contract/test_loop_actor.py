@@ -148,7 +148,9 @@ def _no_waits(monkeypatch) -> None:
 @pytest.fixture
 def make_stage(run, tmp_path) -> Callable[..., Stage]:
     def make(engine: ScriptedEngine | None = None, streams: Streams | None = None, **options) -> Stage:
-        return Stage(run, WeightStore(tmp_path / "weights"), streams or run.streams, engine or ScriptedEngine(), **options)
+        return Stage(
+            run, WeightStore(tmp_path / "weights"), streams or run.streams, engine or ScriptedEngine(), **options
+        )
 
     return make
 

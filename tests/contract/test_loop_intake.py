@@ -88,7 +88,12 @@ class World:
         self.tasks, self.rollouts = keys.tasks("policy"), keys.rollouts("policy")
         self.judge_tasks, self.judge_rollouts = keys.tasks("judge"), keys.rollouts("judge")
         self.issuer = Issuer(
-            self.streams, self.run.token, self.source, load_templates("default"), self.settings, self.streams.cursor() or 0
+            self.streams,
+            self.run.token,
+            self.source,
+            load_templates("default"),
+            self.settings,
+            self.streams.cursor() or 0,
         )
         consumer = Consumer(self.streams, LEARNER, f"learner-e{self.epoch}", [self.judge_rollouts, self.rollouts])
         self.intake = Intake(
@@ -342,7 +347,9 @@ def poison_cases(task: Task) -> dict[str, tuple[str, object]]:
     }
 
 
-@pytest.mark.parametrize("case", ["no message", "uid of another", "uid that is none", "short uid", "judge group on the policy stream"])
+@pytest.mark.parametrize(
+    "case", ["no message", "uid of another", "uid that is none", "short uid", "judge group on the policy stream"]
+)
 def test_poison_is_dead_and_gives_its_room_back(make_world, case) -> None:
     world = make_world()
     bad = []
@@ -364,14 +371,26 @@ def test_poison_is_dead_and_gives_its_room_back(make_world, case) -> None:
     assert world.settle() == {"issued:policy": 3, "dead:policy": 1, "trained:policy": 2}
 
 
+def first_batch(world: World) -> list[Delivery]:
+    """Train the first batch of version 0; returns the tasks of it that are still being generated."""
+    held: list[Delivery] = []
+
+    def half_of_them() -> None:
+        if not held:
+            held.extend(world.claim())
+            world.ship([held.pop() for _ in range(2)], 0)
+
+    world.on_wait = half_of_them
+    assert len(world.take(0)) == 2
+    return held
+
+
 # -- waiting ------------------------------------------------------------------------------------------------
 
 
 def test_a_full_batch_waits_for_old_groups_but_not_for_ever(make_world) -> None:
     world = make_world(eta=1, straggler_wait_s=10.0)
-    late: list[Delivery] = []
-    world.on_wait = lambda: late.extend(world.claim()) or world.ship([late.pop(), late.pop()], 0)
-    world.take(0)
+    assert len(first_batch(world)) == 2
     started = world.now
 
     def the_new_ones_only() -> None:
@@ -385,9 +404,7 @@ def test_a_full_batch_waits_for_old_groups_but_not_for_ever(make_world) -> None:
 
 def test_a_straggler_that_comes_in_time_is_taken_first(make_world) -> None:
     world = make_world(eta=1, straggler_wait_s=10.0)
-    late: list[Delivery] = []
-    world.on_wait = lambda: late.extend(world.claim()) or world.ship([late.pop(), late.pop()], 0)
-    world.take(0)
+    late = first_batch(world)
     assert len(late) == 2
 
     def both() -> None:
@@ -547,11 +564,37 @@ def test_a_full_server_pauses_the_issuer_only(make_world, run) -> None:
 # -- endings and beginnings -----------------------------------------------------------------------------------
 
 
-def test_it_ends_when_the_prompts_do(make_world) -> None:
-    world = make_world(source=prompts(4, epochs=1), eta=1, straggler_wait_s=0.0)
-    world.on_wait = lambda: world.ship_all(0)
-    assert [len(world.take(version) or []) for version in range(3)] == [2, 2, 0]
+def test_what_has_arrived_is_looked_at_even_when_a_batch_is_ready(make_world) -> None:
+    """An actor that was slow ships at last: its group is the oldest, and this is its last chance."""
+    world = make_world(eta=2, straggler_wait_s=0.0)
+    held: list[Delivery] = []
+
+    def all_but_one() -> None:
+        if not held:
+            [first, *others] = world.claim()
+            held.append(first)
+            world.ship(others, 0)
+
+    world.on_wait = all_but_one
+    world.take(0)  # 6 issued, 5 shipped, 2 trained
+    world.on_wait = lambda: None
+    slow = world.ship(held, 0)
+    world.judged("reflect", version=0)
+    batch = world.take(2, judge=2)
+    assert len(batch) == 3
+    ready = {uid for uid, outcome in world.outcomes()} | {group.uid for group in world.take(2)}
+    assert set(slow) < ready
+
+
+@pytest.mark.parametrize("eta", [0, 1])
+def test_it_ends_when_the_prompts_do(make_world, eta) -> None:
+    world = make_world(source=prompts(2, epochs=2), eta=eta, straggler_wait_s=0.0)
+    version = 0
+    world.on_wait = lambda: world.ship_all(version)
+    for version in range(2):
+        assert len(world.take(version)) == 2  # with eta = 0 nothing else is in flight when the last are issued
     assert world.take(2) is None
+    assert world.issued == 4
 
 
 def test_it_ends_when_told_to(make_world) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -275,5 +275,10 @@ def test_conservation(server_url: str, proxy, make_task) -> None:
         Machine.lossy = Streams(lossy, "test", sleep=lambda _: None)
         Machine.proxy = proxy
         Machine.make_task = staticmethod(make_task)
-        bounds = settings(max_examples=50, stateful_step_count=40, suppress_health_check=list(HealthCheck))
+        bounds = settings(
+            max_examples=60,
+            stateful_step_count=40,
+            suppress_health_check=list(HealthCheck),
+            phases=(Phase.reuse, Phase.generate),  # add Phase.shrink to study a failure: it takes minutes
+        )
         run_state_machine_as_test(Machine, settings=bounds)
