@@ -71,10 +71,12 @@ def _lint_verdicts(templates: TemplateSet) -> Iterator[str]:
             named = f"{MARKER}{word}}}" in template.text or f"{MARKER}${placeholder}}}" in template.text
             if MARKER in template.text and not named:
                 yield f"template {template.id!r} never names its verdict \\boxed{{{word}}}"
-    for template in templates.pointwise:
+    for template in judges:
+        # A set without a marker has a vocabulary of its own, in which no question has lettered options.
+        letters_matter = MARKER in template.text or template in templates.pointwise
         for word in template.verdicts:
-            if word.casefold() in _CHOICE_LETTERS:
-                yield f"pointwise template {template.id!r}: verdict {word!r} is also a multiple-choice letter"
+            if letters_matter and word.casefold() in _CHOICE_LETTERS:
+                yield f"template {template.id!r}: verdict {word!r} is also a multiple-choice letter"
 
 
 def _lint_families(templates: TemplateSet) -> Iterator[str]:

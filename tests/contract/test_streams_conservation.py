@@ -147,6 +147,7 @@ class Conservation(RuleBasedStateMachine):
         process = pick([*self.actors, self.recycler, self.learner, *self.zombies], index)
         claimed = process.consumer.claim(wanted)
         assert len(claimed) <= wanted
+        assert not {entry.id for entry in claimed} & {entry.id for entry in process.hands}, "claimed what is in hand"
         process.hands += claimed
 
     def work(self, index: int, again: bool, choice: int) -> None:

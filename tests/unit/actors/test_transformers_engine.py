@@ -204,7 +204,9 @@ def sampled_alone(seed: int, one: Request, sample: int) -> list[int]:
     model, ids = tiny_llama(seed), one.prompt_token_ids.tolist()
     drawn: list[int] = []
     for uniform in np.random.default_rng((one.sampling.seed, sample)).random(one.sampling.max_new_tokens):
-        cdf = torch.softmax(model(input_ids=torch.tensor([ids + drawn])).logits[0, -1].float(), dim=-1).double().cumsum(0)
+        cdf = (
+            torch.softmax(model(input_ids=torch.tensor([ids + drawn])).logits[0, -1].float(), dim=-1).double().cumsum(0)
+        )
         drawn.append(int((cdf <= uniform * cdf[-1]).sum()))
         if drawn[-1] == EOS:
             break
@@ -288,15 +290,15 @@ def updates(tmp_path):
 def test_spans_say_exactly_which_version_sampled_what(make_engine, updates, kv) -> None:
     found = run(make_engine(kv_on_update=kv), request(n=32), apply=updates)["r"]
     for completion in found:
-        expected = [(version, first) for version, first in ((0, 0), (3, 4), (5, 7)) if first < len(completion.token_ids)]
+        expected = [
+            (version, first) for version, first in ((0, 0), (3, 4), (5, 7)) if first < len(completion.token_ids)
+        ]
         assert list(completion.spans) == expected
     assert max(len(completion.spans) for completion in found) == 3
 
 
 def test_recomputed_every_span_has_the_logprobs_of_its_own_weights(make_engine, updates) -> None:
-    found = run(
-        make_engine(), *(request(str(i), prompt, n=8) for i, prompt in enumerate(PROMPTS)), apply=updates
-    )
+    found = run(make_engine(), *(request(str(i), prompt, n=8) for i, prompt in enumerate(PROMPTS)), apply=updates)
     compared = set()
     for index, prompt in enumerate(PROMPTS):
         for completion in found[str(index)]:

@@ -41,7 +41,8 @@ text = '''$question $answer wrong: \boxed{$negative}, right: \boxed{$positive}''
 [[pairwise]]
 id = "pair"
 family = "pair"
-text = '''$question $answer_a $answer_b \boxed{A} or \boxed{B}?'''
+verdicts = ["First", "Second"]
+text = '''$question $answer_a $answer_b \boxed{First} or \boxed{Second}?'''
 
 [[reflect]]
 id = "reflect"
@@ -162,12 +163,13 @@ def test_minimal_set_loads(tmp_path: Path) -> None:
     [
         (r"Answer in \boxed{}.'''", r"Answer in \box{}.'''", "solve", "parser reads only"),
         (r"\boxed{Yes} or", r"\fbox{Yes} or", "check", "parser reads only"),
-        (r"\boxed{A} or \boxed{B}?", r"\boxed A or \boxed{B}?", "pair", "parser reads only"),
-        (r"\boxed{A} or \boxed{B}?", "A or B?", "pair", "does not ask for"),
+        (r"\boxed{First} or \boxed{Second}?", r"\boxed First or \boxed{Second}?", "pair", "parser reads only"),
+        (r"\boxed{First} or \boxed{Second}?", "First or Second?", "pair", "does not ask for"),
         (r"\boxed{Yes} or \boxed{No}?", r"\boxed{Yes}?", "check", r"never names its verdict \boxed{No}"),
         ('verdicts = ["Yes", "No"]', 'verdicts = ["Yes", "yes"]', "check", "may confuse"),
         ('verdicts = ["Yes", "No"]', 'verdicts = ["A", "B"]', "check", "multiple-choice letter"),
         ('verdicts = ["Yes", "No"]', 'verdicts = ["Yes", "d"]', "check", "multiple-choice letter"),
+        ('verdicts = ["First", "Second"]', 'verdicts = ["A", "Second"]', "pair", "multiple-choice letter"),
         ("$question $answer \\boxed{Yes}", "$answer \\boxed{Yes}", "check", "placeholders $answer; it must have"),
         ("$question $answer_a", "$question $gold $answer_a", "pair", "$gold"),
         ("$question $answer Answer", "$question $answer $response Answer", "reflect", "$response"),

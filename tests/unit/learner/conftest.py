@@ -72,9 +72,7 @@ def _rollout(reward: float | None, version: int, tokens: int) -> Rollout:
         finish_reason="stop",
         text="t",
     )
-    return Rollout(
-        completion=completion, verdict=Verdict(status=status, reward=reward or 0.0, verifier="exact@1")
-    )
+    return Rollout(completion=completion, verdict=Verdict(status=status, reward=reward or 0.0, verifier="exact@1"))
 
 
 def make_sample(

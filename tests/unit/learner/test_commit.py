@@ -37,7 +37,7 @@ class Server:
     calls: list = field(default_factory=list)
     acked: set = field(default_factory=set)
 
-    class keys:  # noqa: N801 - stands for an attribute
+    class keys:
         @staticmethod
         def groups() -> dict[str, tuple[str, ...]]:
             return {"rollouts": ("learner",)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ def rates(**fields):
 def test_it_falls_once_warm_and_ends_at_its_floor(schedule, steps, warmup, floor) -> None:
     found = rates(max_steps=steps, lr_schedule=schedule, warmup_steps=warmup, lr_min_ratio=floor)
     cooling = found[warmup:]
-    assert all(after <= before + 1e-12 for before, after in zip(cooling, cooling[1:], strict=False))
+    assert all(after <= before + 1e-12 for before, after in pairwise(cooling))
     assert all(rate <= 1.0 for rate in found)
     if steps > warmup:
         assert found[-1] == pytest.approx(floor)

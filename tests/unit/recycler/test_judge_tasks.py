@@ -89,14 +89,14 @@ def test_letters_follow_the_permutation(make_group: MakeGroup, swapped: int, cor
     assert f"\\boxed{{{'Y' if swapped else 'X'}}} - the answer is right" in task.messages[0].text
 
 
-@pytest.mark.parametrize(("a_right", "label", "first"), [(True, "A", "42"), (False, "B", "41")])
+@pytest.mark.parametrize(("a_right", "label", "first"), [(True, "First", "42"), (False, "Second", "41")])
 def test_pairwise_task_is_complete(make_group: MakeGroup, a_right: bool, label: str, first: str) -> None:
     sources = extract(make_group("wr"), 0)
     task = builder().pairwise(
         sources.right[0], sources.wrong[0], TEMPLATES.pairwise[0], a_right=a_right, policy_version=0
     )
-    assert (task.answer, task.positive, task.verifier_args) == (label, a_right, {"choices": ["A", "B"]})
-    assert f"BEGIN ANSWER A\n{first}\nEND ANSWER A" in task.messages[0].text
+    assert (task.answer, task.positive, task.verifier_args) == (label, a_right, {"choices": ["First", "Second"]})
+    assert f"BEGIN FIRST ANSWER\n{first}\nEND FIRST ANSWER" in task.messages[0].text
     assert [source.correct for source in task.sources] == [a_right, not a_right]
 
 
