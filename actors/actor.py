@@ -26,6 +26,7 @@ log = structlog.get_logger()
 IDLE_BLOCK_MS = 100
 HEARTBEAT_S = 2.0
 FULL_PAUSE_S = 1.0
+VERDICT_POLL_S = 0.002
 HEARTBEAT_TTL_S = 15.0
 
 
@@ -62,6 +63,7 @@ class Actor:
         max_deliveries: int,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.name = name
         self.policy = PolicyFollower(streams, engine, max_staleness, clock)
@@ -72,6 +74,7 @@ class Actor:
         self._max_deliveries = max_deliveries
         self._clock = clock
         self._wall_clock = wall_clock
+        self._sleep = sleep
         keys = streams.keys
         self._kinds: dict[str, Kind] = {keys.tasks("judge"): "judge", keys.tasks("policy"): "policy"}
         self._consumer = Consumer(streams, ACTORS, name, list(self._kinds), lease_s=lease_s, clock=clock)
@@ -93,6 +96,8 @@ class Actor:
         elif not claimed:
             self._wait(self.policy.published_version)
         self._ship_verified()
+        if self._verdicts_due and not self._engine.groups_in_flight:
+            self._sleep(VERDICT_POLL_S)
         self._drop_lost_leases()
         self._beat()
 

@@ -20,6 +20,8 @@ log = structlog.get_logger()
 
 POLL_S: Final = 0.02
 """Weights are looked for no more often than this while tokens flow."""
+RETRY_S: Final = 0.5
+"""Weights that did not load are tried again after this."""
 
 
 class PolicyFollower:
@@ -56,6 +58,7 @@ class PolicyFollower:
             self._engine.apply(verified(manifest), manifest.version)
         except WeightsError as error:
             self.failures += 1
+            self._polled = self._clock() + RETRY_S
             log.warning("policy.apply_failed", reason=str(error), kept=self._engine.policy_version)
             return
         self.epoch = manifest.epoch

@@ -97,7 +97,7 @@ class Intake:
                 return self._cut(quota)
             self._beat("waiting for judge groups" if full else "waiting for policy groups", policy_version)
             if not full and self._exhausted():
-                return None
+                return self._cut(quota) if self._ready["policy"] else None  # the last batch may be smaller
             if self._poll(BLOCK_MS):
                 progressed = self._clock()
             elif self._clock() - progressed > self._settings.learner.no_progress_s:

@@ -277,7 +277,7 @@ def test_conservation(server_url: str, proxy, make_task) -> None:
         Machine.proxy = proxy
         Machine.make_task = staticmethod(make_task)
         bounds = settings(
-            max_examples=60,
+            max_examples=40,
             stateful_step_count=40,
             suppress_health_check=list(HealthCheck),
             phases=(Phase.reuse, Phase.generate),  # add Phase.shrink to study a failure: it takes minutes

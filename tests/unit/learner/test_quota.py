@@ -86,14 +86,22 @@ def test_an_objective_that_was_away_for_long_does_not_flood(make_group) -> None:
     assert batches[-1] == Counter(pointwise=4, pairwise=4)
 
 
-def test_a_policy_batch_between_two_judge_batches_forgets_nothing(make_group) -> None:
-    """Alternating mixing asks for no judge group every second time."""
-    shares = {"pointwise": 0.5, "pairwise": 0.5, "reflect": 0.0}
-    robin, total = DeficitRoundRobin(shares), Counter[str]()
-    for _ in range(8):
-        total += of(robin.choose(plenty(make_group), 1))
+@pytest.mark.parametrize("policy_batch_between", [False, True])
+def test_a_policy_batch_between_two_judge_batches_forgets_nothing(make_group, policy_batch_between) -> None:
+    """Alternating mixing asks for no judge group every second time. A shortage of four is still owed then."""
+    robin = DeficitRoundRobin({"pointwise": 0.5, "pairwise": 0.5, "reflect": 0.0})
+    robin.choose([make_group(index, objective="pairwise") for index in range(8)], 8)
+    if policy_batch_between:
         assert robin.choose(plenty(make_group), 0) == []
-    assert total == Counter(pointwise=4, pairwise=4)
+    assert of(robin.choose(plenty(make_group), 8)) == Counter(pointwise=8)
+
+
+def test_what_is_on_its_last_chance_goes_first_whatever_its_objective(make_group) -> None:
+    robin, ready = DeficitRoundRobin(SHARES), plenty(make_group)
+    last = [make_group(100 + index, objective="pairwise", version=9) for index in range(3)]
+    chosen = robin.choose([*ready, *last], 4, lambda group: group.oldest_version == 9)
+    assert {group.uid for group in last} < {group.uid for group in chosen}
+    assert of(robin.choose(ready, 4))["pairwise"] == 0  # it has had its share
 
 
 def test_an_objective_without_a_share_is_the_last_choice_but_is_not_left(make_group) -> None:
