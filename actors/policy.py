@@ -21,7 +21,7 @@ log = structlog.get_logger()
 POLL_S: Final = 0.02
 """Weights are looked for no more often than this while tokens flow."""
 RETRY_S: Final = 0.5
-"""Weights that did not load are tried again after this."""
+"""Weights that did not load are tried again after this; newer ones at once."""
 
 
 class PolicyFollower:
@@ -38,6 +38,7 @@ class PolicyFollower:
         self._max_staleness = max_staleness
         self._clock = clock
         self._polled = float("-inf")
+        self._retry_at: dict[WeightManifest, float] = {}
 
     @property
     def may_generate(self) -> bool:
@@ -54,11 +55,13 @@ class PolicyFollower:
         if manifest is None or (manifest.epoch, manifest.version) <= (self.epoch, self._engine.policy_version):
             return
         self.published_version = manifest.version
+        if self._clock() < self._retry_at.get(manifest, float("-inf")):
+            return
         try:
             self._engine.apply(verified(manifest), manifest.version)
         except WeightsError as error:
             self.failures += 1
-            self._polled = self._clock() + RETRY_S
+            self._retry_at = {manifest: self._clock() + RETRY_S}
             log.warning("policy.apply_failed", reason=str(error), kept=self._engine.policy_version)
             return
         self.epoch = manifest.epoch

@@ -15,13 +15,14 @@ import structlog
 
 from common.codec import decode
 from common.consumer import Consumer
-from common.errors import InvalidMessage, ServerFull
+from common.errors import InvalidMessage
 from common.keys import LEARNER
 from common.messages import JUDGE_OBJECTIVES, Kind, Outcome, RolloutGroup
 from common.settings import Settings
-from common.staleness import content_staleness, fresh, groups_in_flight_allowed, token_staleness
+from common.staleness import content_staleness, fresh, token_staleness
 from common.streams import Delivery, Ending, Streams
 from learner.accounts import Account
+from learner.admission import Admission
 from learner.advantage import has_contrast
 from learner.group_stats import GroupStats
 from learner.issuer import Issuer
@@ -72,9 +73,9 @@ class Intake:
         self._ready: dict[Kind, dict[str, tuple[Delivery, RolloutGroup]]] = {kind: {} for kind in KINDS}
         ledger = streams.ledger()
         self._accounts = {kind: Account(ended=_settled(ledger, kind)) for kind in KINDS}
+        self._admission = Admission(streams, issuer, self._accounts, settings)
         mix = settings.recycler.mix.model_dump()
         self._round_robin = DeficitRoundRobin({objective: mix[objective] for objective in JUDGE_OBJECTIVES})
-        self._granted = 0
         self._last_policy_id = "0-0"
         self._policy_version = 0
 
@@ -89,7 +90,7 @@ class Intake:
         while not self._stopping():
             self._guard()
             ledger = self._streams.ledger()
-            self._admit(quota, ledger)
+            self._admission.admit(quota, ledger, policy_version)
             full = self._full(quota)
             full_since = (full_since or self._clock()) if full else None
             if full_since is not None and not self._worth_waiting(quota, ledger, self._clock() - full_since):
@@ -120,61 +121,12 @@ class Intake:
         for ending in endings:
             self._consumer.held[ending.stream].discard(ending.id)
 
-    # -- admission --------------------------------------------------------------------------------------
-
-    def _admit(self, quota: Quota, ledger: dict[str, int]) -> None:
-        try:
-            self._issuer.issue(self._policy_room(quota, ledger), self._policy_version)
-        except ServerFull as error:  # consuming goes on, which makes room
-            log.warning("issuer.paused", reason=str(error))
-        granted = self._judge_grant(quota, ledger)
-        if granted != self._granted:
-            self._granted = granted
-            self._streams.report_progress(judge_granted=granted)
-
-    def _policy_room(self, quota: Quota, ledger: dict[str, int]) -> int:
-        """Admission gate; full servers get nothing more, and no prompts are issued beyond the last step."""
-        learner = self._settings.learner
-        if quota.policy == 0:
-            return 0  # alternating: what is sampled now would be stale after the judge's updates
-        account = self._accounts["policy"]
-        in_flight = account.in_flight(ledger["issued:policy"], ledger["dead:policy"])
-        room = (
-            self._allowed(learner.groups_per_step)
-            - in_flight
-            - account.withheld(learner.groups_per_step, learner.refill)
-        )
-        if room <= 0:
-            return 0
-        if (share := self._streams.memory_share()) > self._settings.redis.memory_share:
-            log.warning("issuer.paused", reason="server memory", share=round(share, 3))
-            return 0
-        return room
-
-    def _judge_grant(self, quota: Quota, ledger: dict[str, int]) -> int:
-        """How many judge tasks the recycler may have made in total. Alternating: only while a judge batch is due."""
-        learner = self._settings.learner
-        account, groups = self._accounts["judge"], learner.judge_groups_per_step
-        granted = account.ended + ledger["dead:judge"]
-        if learner.mixing == "joint":
-            return granted + self._allowed(groups) - min(groups, account.withheld(groups, learner.refill))
-        return granted + quota.judge
-
-    def _allowed(self, groups_per_batch: int) -> int:
-        learner = self._settings.learner
-        batches_left = -(-(learner.max_steps - self._policy_version) // learner.updates_per_batch)
-        allowed = groups_in_flight_allowed(
-            groups_per_batch, learner.updates_per_batch, self._settings.staleness.max_staleness
-        )
-        return min(allowed, batches_left * groups_per_batch)
-
     def _exhausted(self) -> bool:
         """No prompt is left to issue and none is in flight: what is ready is all there will ever be."""
         if not self._issuer.exhausted:
             return False
         ledger = self._streams.ledger()  # read after the last prompts were issued, so that it counts them
-        in_flight = self._accounts["policy"].in_flight(ledger["issued:policy"], ledger["dead:policy"])
-        return self._issuer.exhausted and in_flight == len(self._ready["policy"])
+        return self._issuer.exhausted and self._admission.in_flight("policy", ledger) == len(self._ready["policy"])
 
     # -- arrival ----------------------------------------------------------------------------------------
 
@@ -272,8 +224,8 @@ class Intake:
         progress = self._streams.progress()
         through, grant = progress.get("recycled_through", "0-0"), int(progress.get("recycled_grant", "-1"))
         ledger = self._streams.ledger()  # read after the recycler's word, so that it includes what it issued before
-        in_flight = self._accounts["judge"].in_flight(ledger["issued:judge"], ledger["dead:judge"])
-        caught_up = grant >= self._granted and _position(through) >= _position(self._last_policy_id)
+        in_flight = self._admission.in_flight("judge", ledger)
+        caught_up = grant >= self._admission.granted and _position(through) >= _position(self._last_policy_id)
         return not caught_up or in_flight > len(self._ready["judge"])
 
     def _cut(self, quota: Quota) -> list[RolloutGroup]:

@@ -11,6 +11,7 @@ import pytest
 
 from actors.actor import Actor
 from actors.engine import Generated, Request
+from actors.policy import RETRY_S
 from actors.verifiers import failed
 from actors.verifiers.pool import InlineVerifier
 from common.codec import decode, encode
@@ -436,6 +437,9 @@ def test_torn_weights_are_taken_once_they_are_whole(run, stage) -> None:
     stage.tick()
     [torn] = stage.store.root.glob("*-v00000001/model")
     torn.write_bytes(b"good")
+    stage.tick()
+    assert stage.engine.policy_version == 0  # not read over and over
+    stage.clock.now += RETRY_S
     stage.tick()
     assert stage.engine.policy_version == 1
 

@@ -1,0 +1,77 @@
+"""Admission: room for prompts and judge tasks, as much as the staleness bound leaves. The first of three gates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import structlog
+
+from common.errors import ServerFull
+from common.messages import Kind
+from common.settings import Settings
+from common.staleness import groups_in_flight_allowed
+from common.streams import Streams
+from learner.accounts import Account
+from learner.issuer import Issuer
+from learner.quota import Quota
+
+log = structlog.get_logger()
+
+
+class Admission:
+    """Issues prompts into the room there is, and grants the recycler its share.
+
+    An ended group gives its room back, except that filtered ones stop doing so when the refill is spent.
+    """
+
+    def __init__(self, streams: Streams, issuer: Issuer, accounts: Mapping[Kind, Account], settings: Settings) -> None:
+        self.granted = 0
+        """Judge tasks that the recycler may have made in total."""
+        self._streams = streams
+        self._issuer = issuer
+        self._accounts = accounts
+        self._settings = settings
+
+    def admit(self, quota: Quota, ledger: Mapping[str, int], policy_version: int) -> None:
+        """Issue and grant for the batch that is being collected. Raises Fenced."""
+        try:
+            self._issuer.issue(self._policy_room(quota, ledger, policy_version), policy_version)
+        except ServerFull as error:  # consuming goes on, which makes room
+            log.warning("issuer.paused", reason=str(error))
+        granted = self._judge_grant(quota, ledger, policy_version)
+        if granted != self.granted:
+            self.granted = granted
+            self._streams.report_progress(judge_granted=granted)
+
+    def in_flight(self, kind: Kind, ledger: Mapping[str, int]) -> int:
+        return self._accounts[kind].in_flight(ledger[f"issued:{kind}"], ledger[f"dead:{kind}"])
+
+    def _policy_room(self, quota: Quota, ledger: Mapping[str, int], policy_version: int) -> int:
+        """Full servers get nothing more, and no prompts are issued beyond the last step."""
+        if quota.policy == 0:
+            return 0  # alternating: what is sampled now would be stale after the judge's updates
+        learner, account = self._settings.learner, self._accounts["policy"]
+        withheld = account.withheld(learner.groups_per_step, learner.refill)
+        room = self._allowed(learner.groups_per_step, policy_version) - self.in_flight("policy", ledger) - withheld
+        if room <= 0:
+            return 0
+        if (share := self._streams.memory_share()) > self._settings.redis.memory_share:
+            log.warning("issuer.paused", reason="server memory", share=round(share, 3))
+            return 0
+        return room
+
+    def _judge_grant(self, quota: Quota, ledger: Mapping[str, int], policy_version: int) -> int:
+        """Alternating: only while a judge batch is due."""
+        learner, account = self._settings.learner, self._accounts["judge"]
+        groups = learner.judge_groups_per_step
+        granted = account.ended + ledger["dead:judge"]
+        if learner.mixing == "joint":
+            withheld = min(groups, account.withheld(groups, learner.refill))
+            return granted + self._allowed(groups, policy_version) - withheld
+        return granted + quota.judge
+
+    def _allowed(self, groups_per_batch: int, policy_version: int) -> int:
+        learner, bound = self._settings.learner, self._settings.staleness.max_staleness
+        batches_left = -(-(learner.max_steps - policy_version) // learner.updates_per_batch)
+        allowed = groups_in_flight_allowed(groups_per_batch, learner.updates_per_batch, bound)
+        return min(allowed, batches_left * groups_per_batch)
