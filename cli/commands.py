@@ -78,7 +78,10 @@ class LearnerCommand(WithRunFile):
 
         settings = self.settings()
         check_run(settings)
-        RunDirectory(settings).log_to("learner", role="learner")
+        directory = RunDirectory(settings)
+        if not directory.config.exists():  # started by hand, not by `spark up`
+            directory.create()
+        directory.log_to("learner", role="learner")
         run(settings)
 
 
