@@ -32,16 +32,17 @@ class Admission:
         self._accounts = accounts
         self._settings = settings
 
-    def admit(self, quota: Quota, ledger: Mapping[str, int], policy_version: int) -> None:
-        """Issue and grant for the batch that is being collected. Raises Fenced."""
-        try:
-            self._issuer.issue(self._policy_room(quota, ledger, policy_version), policy_version)
-        except ServerFull as error:  # consuming goes on, which makes room
-            log.warning("issuer.paused", reason=str(error))
+    def admit(self, quota: Quota, ledger: Mapping[str, int], policy_version: int) -> int:
+        """Issue and grant for the batch being collected. Returns how many prompts were issued. Raises Fenced."""
         granted = self._judge_grant(quota, ledger, policy_version)
         if granted != self.granted:
             self.granted = granted
             self._streams.report_progress(judge_granted=granted)
+        try:
+            return self._issuer.issue(self._policy_room(quota, ledger, policy_version), policy_version)
+        except ServerFull as error:  # consuming goes on, which makes room
+            log.warning("issuer.paused", reason=str(error))
+            return 0
 
     def in_flight(self, kind: Kind, ledger: Mapping[str, int]) -> int:
         return self._accounts[kind].in_flight(ledger[f"issued:{kind}"], ledger[f"dead:{kind}"])

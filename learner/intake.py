@@ -90,15 +90,16 @@ class Intake:
         while not self._stopping():
             self._guard()
             ledger = self._streams.ledger()
-            self._admission.admit(quota, ledger, policy_version)
-            full = self._full(quota)
+            issued = self._admission.admit(quota, ledger, policy_version)
+            on_their_way = self._admission.in_flight("policy", ledger) + issued - len(self._ready["policy"])
+            full = self._full(quota, on_their_way)
             full_since = (full_since or self._clock()) if full else None
             if full_since is not None and not self._worth_waiting(quota, ledger, self._clock() - full_since):
                 self._beat("updating", policy_version)
                 return self._cut(quota)
             self._beat("waiting for judge groups" if full else "waiting for policy groups", policy_version)
-            if not full and self._exhausted():
-                return self._cut(quota) if self._ready["policy"] else None  # the last batch may be smaller
+            if not full and on_their_way == 0 and self._issuer.exhausted:
+                return None
             if self._poll(BLOCK_MS):
                 progressed = self._clock()
             elif self._clock() - progressed > self._settings.learner.no_progress_s:
@@ -120,13 +121,6 @@ class Intake:
         self.endings = self.endings[len(endings) :]
         for ending in endings:
             self._consumer.held[ending.stream].discard(ending.id)
-
-    def _exhausted(self) -> bool:
-        """No prompt is left to issue and none is in flight: what is ready is all there will ever be."""
-        if not self._issuer.exhausted:
-            return False
-        ledger = self._streams.ledger()  # read after the last prompts were issued, so that it counts them
-        return self._issuer.exhausted and self._admission.in_flight("policy", ledger) == len(self._ready["policy"])
 
     # -- arrival ----------------------------------------------------------------------------------------
 
@@ -196,17 +190,18 @@ class Intake:
 
     # -- the cut ----------------------------------------------------------------------------------------
 
-    def _full(self, quota: Quota) -> bool:
-        """The policy part of the batch is complete (a pure judge batch has none)."""
+    def _full(self, quota: Quota, on_their_way: int) -> bool:
+        """The policy part of the batch is complete: as wanted, or as large as it can get (a judge batch has none)."""
         self._expire()
-        ready, learner = len(self._ready["policy"]), self._settings.learner
+        ready, account, learner = len(self._ready["policy"]), self._accounts["policy"], self._settings.learner
         if ready >= quota.policy:
             return True
-        spent = self._accounts["policy"].refill_spent(learner.groups_per_step, learner.refill)
-        if spent and ready == 0:
-            log.warning("learner.no_contrast", groups=self._accounts["policy"].arrived_since_cut)
-            self._accounts["policy"].cut()  # all right or all wrong: nothing to learn from, look further
-        return spent and ready > 0
+        if on_their_way > 0 and not account.refill_spent(learner.groups_per_step, learner.refill):
+            return False
+        if ready == 0 and account.arrived_since_cut:
+            log.warning("learner.no_contrast", groups=account.arrived_since_cut)
+            account.cut()  # all right or all wrong: nothing to learn from, look further
+        return ready > 0
 
     def _worth_waiting(self, quota: Quota, ledger: dict[str, int], waited_s: float) -> bool:
         """A full batch waits a bounded time for old policy groups it would otherwise drop, and for judge groups."""

@@ -294,6 +294,24 @@ def test_where_nothing_has_a_contrast_it_looks_further(make_world) -> None:
     assert world.issued > 8
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_it_never_waits_for_groups_that_nobody_will_make(make_world, seed: int) -> None:
+    """Groups left over from the last batch, a spent refill and the end of the run together: no one is on the way."""
+    draw = random.Random(seed)
+    world = make_world(
+        eta=1, groups_per_step=4, refill=draw.choice([1.0, 1.5, 4.0]), max_steps=12, straggler_wait_s=0.0
+    )
+    contrast = draw.choice([0.1, 0.4])
+
+    def ship() -> None:
+        for one in world.claim(draw.randint(1, 4)):
+            world.ship([one], version, CONTRAST if draw.random() < contrast else ALL_RIGHT)
+
+    world.on_wait = ship
+    for version in range(12):
+        assert 1 <= len(world.take(version)) <= 4
+
+
 def test_with_the_filter_off_all_are_trained(make_world) -> None:
     world = make_world(filter_zero_variance=False)
     world.on_wait = lambda: world.ship_all(0, ALL_RIGHT)
