@@ -11,7 +11,7 @@ from typing import Any
 from cli.rundir import RunDirectory
 from cli.train import States, Trained, train
 from common.errors import SparkError
-from common.settings import load_settings
+from common.settings_sources import load_settings
 
 DEMO = Path(__file__).resolve().parent.parent / "examples" / "arithmetic" / "run.toml"
 

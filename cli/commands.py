@@ -9,7 +9,8 @@ from urllib.parse import unquote
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
 
-from common.settings import Settings, load_settings
+from common.settings import Settings
+from common.settings_sources import load_settings
 
 Overrides = list[Annotated[str, AfterValidator(unquote)]]
 """Percent-encoded by ``cli.__main__``, so that they pass the command-line parser byte for byte."""

@@ -10,7 +10,8 @@ from cli.commands import Evaluate
 from cli.rundir import RunDirectory, open_run
 from common import log
 from common.errors import SettingsError
-from common.settings import Settings, load_settings
+from common.settings import Settings
+from common.settings_sources import load_settings
 
 
 def run(command: Evaluate) -> None:

@@ -12,7 +12,8 @@ import tomli_w
 from cli.embedded import EmbeddedServer
 from common import log
 from common.errors import SettingsError
-from common.settings import Settings, load_settings
+from common.settings import Settings
+from common.settings_sources import load_settings
 
 
 class RunDirectory:

@@ -5,21 +5,29 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 import structlog
 
-_CREDENTIALS: Final = re.compile(r"(\w+://)[^/@\s]+@")
+_CREDENTIALS: Final = re.compile(r"(\w+://)[^\s\"']+@")
+"""Up to the last ``@`` of a word: a password may hold ``@`` and ``/``."""
 
 
 def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Replace user and password in any URL of an event."""
-    for key, value in event.items():
-        if isinstance(value, str):
-            event[key] = _CREDENTIALS.sub(r"\1***@", value)
-    return event
+    return {key: _redacted(value) for key, value in event.items()}
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        return _CREDENTIALS.sub(r"\1***@", value)
+    if isinstance(value, Mapping):
+        return {key: _redacted(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted(part) for part in value]
+    return value
 
 
 def configure(*, file: Path | None = None, json: bool | None = None, **bound: object) -> None:
@@ -35,8 +43,8 @@ def configure(*, file: Path | None = None, json: bool | None = None, **bound: ob
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            redact,
             structlog.processors.format_exc_info,
+            redact,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

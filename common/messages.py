@@ -172,6 +172,8 @@ class Completion:
         tokens = len(self.token_ids)
         if tokens == 0 or len(self.logprobs) != tokens:
             raise ValueError(f"{tokens} token ids but {len(self.logprobs)} log-probs; need as many, at least 1")
+        if (self.token_ids < 0).any():
+            raise ValueError(f"token ids must not be negative, got {int(self.token_ids.min())}")
         if not np.isfinite(self.logprobs).all() or (self.logprobs > 1e-3).any():
             raise ValueError("log-probs must be finite and at most 0")
         if not self.spans or self.spans[0][1] != 0 or self.spans[-1][1] >= tokens:

@@ -1,30 +1,17 @@
 """Every setting of a run, with its default, unit and meaning. docs/configuration.md is generated from here.
 
-Precedence: preset < run file (TOML) < environment (``SPARK_SECTION__KEY``) < command line.
+Where they come from, and which source wins: ``common/settings_sources.py``.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
-import tomllib
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
-
-from common.errors import SettingsError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 CONFIGS: Final = Path(__file__).resolve().parent.parent / "configs"
-PATH_KEYS: Final = (
-    ("model", "path"),
-    ("prompts", "source"),
-    ("eval", "prompts"),
-    ("templates", "path"),
-    ("redis", "url_file"),
-)
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -254,6 +241,7 @@ class Settings(BaseSettings):
         extra="forbid",
         frozen=True,
         use_attribute_docstrings=True,
+        hide_input_in_errors=True,
         env_prefix="SPARK_",
         env_nested_delimiter="__",
         nested_model_default_partial_update=True,
@@ -306,153 +294,3 @@ class Settings(BaseSettings):
         if self.weights.shared_memory:
             return Path("/dev/shm") / f"spark-{self.run.name}"
         return self.weights.dir or self.run.directory / "weights"
-
-
-def load_settings(run_file: Path, overrides: Iterable[str] = ()) -> Settings:
-    """Read preset, run file, environment and ``section.key=value`` overrides.
-
-    Raises SettingsError with one sentence that names the key, the value and the nearest known key.
-    """
-    file_values = _read_toml(run_file)
-    _make_paths_absolute(file_values, run_file.resolve().parent)
-    override_values = _parse_overrides(overrides)
-    _forget_arguments_of_replaced_sources(file_values, override_values)
-    preset = override_values.get("preset") or os.environ.get("SPARK_PRESET") or file_values.get("preset", "spark")
-    if not (CONFIGS / f"{preset}.toml").is_file():
-        known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.toml")))
-        raise SettingsError(f"preset={preset!r} is unknown; known presets: {known}")
-    values = _merge(_read_toml(CONFIGS / f"{preset}.toml"), file_values)
-    values["preset"] = preset
-    _reject_unknown_environment()
-    return _with_secrets(_build(values, override_values, str(run_file)))
-
-
-def _build(values: dict[str, Any], overrides: dict[str, Any], origin: str) -> Settings:
-    class FromFile(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=values)
-
-    try:
-        return FromFile(**overrides)
-    except ValidationError as error:
-        raise SettingsError(_explain(error, origin)) from None
-
-
-def _with_secrets(settings: Settings) -> Settings:
-    path = settings.redis.url_file
-    if path is None or settings.redis.url.get_secret_value():
-        return settings
-    try:
-        url = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"redis.url_file={str(path)!r} cannot be read: {error}") from None
-    if not url:
-        raise SettingsError(f"redis.url_file={str(path)!r} is empty; write redis://USER:PASSWORD@HOST:PORT into it")
-    return settings.model_copy(update={"redis": settings.redis.model_copy(update={"url": SecretStr(url)})})
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(f"run file {path} does not exist") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise SettingsError(f"run file {path} cannot be read: {error}") from None
-
-
-def _make_paths_absolute(values: dict[str, Any], folder: Path) -> None:
-    """Paths in a run file are relative to that file; its folder is importable for `python:` references."""
-    run = values.setdefault("run", {})
-    if isinstance(run, dict):
-        listed = run.get("python_path", ())
-        run["python_path"] = [str(folder / path) for path in dict.fromkeys((*listed, "."))]
-    for section, key in PATH_KEYS:
-        table = values.get(section)
-        if (
-            isinstance(table, dict)
-            and isinstance(table.get(key), str)
-            and (folder / table[key]).exists()
-            and table[key]
-        ):
-            table[key] = str((folder / table[key]).resolve())
-
-
-def _forget_arguments_of_replaced_sources(file_values: dict[str, Any], overrides: dict[str, Any]) -> None:
-    """Arguments belong to their prompt source: another source on the command line starts without them."""
-    for section, key in (("prompts", "source"), ("eval", "prompts")):
-        if key in overrides.get(section, {}) and isinstance(file_values.get(section), dict):
-            file_values[section].pop("args", None)
-
-
-def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals:
-            raise SettingsError(f"--set {override!r}: write section.key=value, for example learner.max_steps=10")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text  # a bare word is a string
-        *tables, key = name.strip().split(".")
-        nested: dict[str, Any] = {key: value}
-        for table in reversed(tables):
-            nested = {table: nested}
-        values = _merge(values, nested)
-    return values
-
-
-def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(low)
-    for key, value in high.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _reject_unknown_environment() -> None:
-    """pydantic-settings ignores unknown variables in silence; a typo must not."""
-    known = {f"SPARK_{name.upper()}" for name in Settings.model_fields}
-    for name in os.environ:
-        if name.upper().startswith("SPARK_") and name.upper().split("__")[0] not in known:
-            raise SettingsError(
-                f"environment variable {name} sets nothing; {_nearest(name.upper().split('__')[0], known)}"
-            )
-
-
-def known_keys(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, info in model.model_fields.items():
-        nested = info.annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
-            keys += known_keys(nested, f"{prefix}{name}.")
-        else:
-            keys.append(f"{prefix}{name}")
-    return keys
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    by_last_part = {name.rsplit(".", 1)[-1]: name for name in known}
-    match = difflib.get_close_matches(key, by_last_part.values(), n=1) or [
-        by_last_part[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_last_part, n=1)
-    ]
-    return f"did you mean {match[0]}?" if match else "docs/configuration.md lists all keys"
-
-
-def _explain(error: ValidationError, origin: str) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{origin}: unknown setting {key}; {_nearest(key, [*known_keys(), *Settings.model_fields])}"
-    message = first["msg"].removeprefix("Value error, ")
-    if not key:
-        return f"{origin}: {message}"
-    return f"{origin}: {key}={first['input']!r}: {message[0].lower()}{message[1:]}"

@@ -6,7 +6,6 @@ streams.md holds the delivery protocol and why each call may be repeated.
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -15,16 +14,16 @@ from typing import Any, Final, TypeVar
 
 import redis
 
+from common.calls import Calls
 from common.codec import encode
-from common.errors import Fenced, ServerError, ServerFull
+from common.errors import Fenced
 from common.keys import ACTORS, LEARNER, RECYCLER, Keys
 from common.messages import OUTCOMES, Kind, Outcome, Task, WeightManifest
-from common.server import RETRIABLE, Client, address, is_full, memory_share
+from common.server import Client, is_full, memory_share
 
 CALL_ENTRIES: Final = 200
 """Entries per function call; Lua's unpack and the server's other clients both want it bounded."""
 HAND_BACK_IDLE_MS: Final = 1_000_000_000
-LONGEST_DELAY_S: Final = 2.0
 TRIM_SLICE: Final = 100
 """Smallest slice of a trim: entries of one node of a stream, which the server deletes whole."""
 WEIGHTS_REMEMBERED: Final = 1000
@@ -96,7 +95,7 @@ class Ledger:
         return all(self.balances(kind) for kind in self.kinds)
 
 
-class Streams:
+class Streams(Calls):
     """Typed calls over one client. Lost connections are retried until ``give_up_s``, then ServerError.
 
     A server out of memory or disk refuses the producers' calls (``issue``, ``transfer`` of products) with ServerFull.
@@ -114,13 +113,9 @@ class Streams:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.client = client
+        super().__init__(client, give_up_s=give_up_s, seed=seed, clock=clock, sleep=sleep)
         self.keys = Keys(run)
         self.recycles = recycles
-        self._give_up_s = give_up_s
-        self._jitter = random.Random(seed)
-        self._clock = clock
-        self._sleep = sleep
 
     # -- set-up -------------------------------------------------------------------------------------
 
@@ -384,62 +379,6 @@ class Streams:
         pending, undelivered, idle_ms = self._call("spark_backlog", [stream], [group])
         return Backlog(pending=int(pending), undelivered=int(undelivered), oldest_idle_ms=int(idle_ms))
 
-    # -- plumbing -------------------------------------------------------------------------------------
-
-    def recover_from(self, error: redis.RedisError) -> None:
-        """After a failed read: wait until the server is back or has room, or make lost groups again. Else raises."""
-        if isinstance(error, RETRIABLE):
-            self.progress()
-        elif _no_group(error):
-            self.create_groups()
-        elif is_full(error):
-            self._sleep(self._jitter.uniform(0.5, 1.0) * LONGEST_DELAY_S)
-        else:
-            raise error
-
-    def _call(self, function: str, keys: Sequence[str], args: Sequence[Any], *, produces: bool = False) -> Any:
-        def call() -> Any:
-            return self._retry(lambda: self.client.fcall(function, len(keys), *keys, *args), produces=produces)
-
-        try:
-            return call()
-        except redis.ResponseError as error:
-            if str(error).startswith("Function not found"):
-                raise ServerError(
-                    f"the server at {address(self.client)} has lost the stream functions, so probably its data too; "
-                    "stop this run and start it again"
-                ) from error
-            if not _no_group(error):
-                raise
-        self.create_groups()  # the server lost a group: it starts again from 0
-        return call()
-
-    def _retry(self, call: Callable[[], T], *, produces: bool = False) -> T:
-        """Repeat a call that changes nothing when repeated, with jittered back-off, until ``give_up_s``.
-
-        A full server does answer, so it is waited for without limit; a producer is told instead.
-        """
-        give_up_at = self._clock() + self._give_up_s
-        delay_s = 0.05
-        while True:
-            try:
-                return call()
-            except redis.AuthenticationError as error:
-                raise ServerError(f"the server at {address(self.client)} refuses the credentials: {error}") from error
-            except RETRIABLE as error:
-                if self._clock() + delay_s > give_up_at:
-                    raise ServerError(
-                        f"the server at {address(self.client)} has not answered for {self._give_up_s:.0f} s: {error}"
-                    ) from error
-            except redis.ResponseError as error:
-                if not is_full(error):
-                    raise
-                if produces:
-                    raise ServerFull(f"the server at {address(self.client)} takes no new entries: {error}") from error
-                give_up_at = self._clock() + self._give_up_s
-            self._sleep(delay_s * self._jitter.uniform(0.5, 1.0))
-            delay_s = min(LONGEST_DELAY_S, delay_s * 2)
-
 
 def _deliveries(answer: Any) -> list[Delivery]:
     """Entries of a read. Whatever they hold, reading them must not fail: poison is found, and buried, when decoded."""
@@ -459,10 +398,6 @@ def _before(entry_id: str) -> str:
     """The greatest stream id below ``entry_id``."""
     ms, _, sequence = entry_id.partition("-")
     return f"{ms}-{int(sequence) - 1}" if int(sequence) else f"{int(ms) - 1}-{2**64 - 1}"
-
-
-def _no_group(error: Exception) -> bool:
-    return str(error).startswith("NOGROUP")
 
 
 def _text_map(raw: Any) -> dict[str, str]:

@@ -32,6 +32,8 @@ log = structlog.get_logger()
 
 BLOCK_MS: Final = 50
 READ_COUNT: Final = 64
+ADOPT_S: Final = 1.0
+"""A fenced learner may claim entries until it notices; they are taken over this often."""
 KINDS: Final[tuple[Kind, Kind]] = ("policy", "judge")
 _UID: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -77,6 +79,7 @@ class Intake:
         mix = settings.recycler.mix.model_dump()
         self._round_robin = DeficitRoundRobin({objective: mix[objective] for objective in JUDGE_OBJECTIVES})
         self._last_policy_id = "0-0"
+        self._adopted = clock()
         self._policy_version = 0
 
     def take(self, quota: Quota, policy_version: int) -> list[RolloutGroup] | None:
@@ -125,6 +128,9 @@ class Intake:
     # -- arrival ----------------------------------------------------------------------------------------
 
     def _poll(self, block_ms: int | None) -> bool:
+        if self._clock() - self._adopted > ADOPT_S:
+            self._adopted = self._clock()
+            self._consumer.adopt()
         deliveries = self._consumer.claim(READ_COUNT, block_ms)
         for delivery in deliveries:
             self._arrive(delivery, self._kinds[delivery.stream])

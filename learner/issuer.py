@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from common.errors import Fenced
 from common.messages import ChatMessage, Sampling, Task, TextPart, uid_of
 from common.settings import Settings
 from common.streams import Streams
@@ -44,7 +45,10 @@ class Issuer:
             epoch, index = place
             tasks.append(self._task(self._prompts[index], epoch, policy_version))
         if tasks:
+            expected = self.cursor + len(tasks)
             self.cursor = self._streams.issue(self._token, self.cursor, tasks)
+            if self.cursor != expected:
+                raise Fenced(f"the cursor of this run is at {self.cursor}, not {expected}: another learner moved it")
             self.outstanding |= {task.uid: policy_version for task in tasks}
         return len(tasks)
 

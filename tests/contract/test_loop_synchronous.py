@@ -21,7 +21,8 @@ from actors.verifiers.pool import InlineVerifier
 from common.consumer import Consumer
 from common.keys import LEARNER
 from common.messages import Rollout, RolloutGroup, Sampling, Task, uid_of
-from common.settings import Settings, load_settings
+from common.settings import Settings
+from common.settings_sources import load_settings
 from common.streams import Streams
 from common.templates import load_templates
 from common.weights import WeightStore

@@ -14,7 +14,8 @@ from cli.evaluation import Evaluation, build_pool, evaluate
 from cli.evaluation.engine import _Verifiers
 from common.errors import SettingsError
 from common.messages import ChatMessage, Completion, Sampling, Task
-from common.settings import Settings, load_settings
+from common.settings import Settings
+from common.settings_sources import load_settings
 
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
 DEMO = ROOT / "examples" / "arithmetic"

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import SettingsError
-from common.settings import CONFIGS, Settings, known_keys, load_settings
+from common.settings import CONFIGS, Settings
+from common.settings_sources import known_keys, load_settings
 
 SECRET = "redis://user:hunter2@host:6379"
 Load = Callable[..., Settings]

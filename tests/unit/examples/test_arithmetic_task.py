@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.settings import load_settings
+from common.settings_sources import load_settings
 from learner.prompts import open_prompts
 
 SEEDS = st.integers(0, 2**32)
