@@ -70,6 +70,19 @@ def test_unknown_environment_variable(tmp_path: Path) -> None:
     refuse(spark("up", str(DEMO), cwd=tmp_path, SPARK_LERNER__LR="1"), 2, "SPARK_LERNER__LR", "did you mean")
 
 
+def test_wrong_value_in_the_environment_is_blamed_on_the_environment(tmp_path: Path) -> None:
+    refuse(spark("up", str(DEMO), cwd=tmp_path, SPARK_LEARNER__LR="fast"), 2, "environment variable SPARK_LEARNER__LR")
+    refuse(spark("up", str(DEMO), cwd=tmp_path, SPARK_LEARNER="fast"), 2, "environment", "key by key")
+
+
+def test_server_given_as_a_string_does_not_print_its_password(tmp_path: Path) -> None:
+    run_file = tmp_path / "run.toml"
+    run_file.write_text('redis = "redis://user:s3cret@localhost"\n', encoding="utf-8")
+    result = spark("up", str(run_file), cwd=tmp_path)
+    refuse(result, 2, "redis")
+    assert "s3cret" not in result.stdout + result.stderr
+
+
 def test_unreachable_server_hides_the_password(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

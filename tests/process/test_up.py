@@ -37,6 +37,7 @@ def test_a_run_ends_with_everything_a_user_expects_and_goes_on_when_asked(
     assert ledger["policy"]["trained"] == 12
     assert ledger["policy"]["issued"] > 12
 
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "up.log"}  # nothing is written elsewhere
     again = start("learner.max_steps=5")
     assert again.wait() == 0, again.output.read_text()
     assert steps_of(up.run) == [1, 2, 3, 4, 5]
