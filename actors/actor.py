@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 import structlog
 
 from actors.engine import Engine, Generated, Request
 from actors.policy import PolicyFollower
+from actors.verifying import PendingVerdicts, Verifying
 from common.codec import decode
 from common.consumer import Consumer
 from common.errors import InvalidMessage, ServerFull, TaskError
 from common.keys import ACTORS
-from common.messages import Completion, Kind, Rollout, RolloutGroup, Task, Verdict
+from common.messages import Kind, Rollout, RolloutGroup, Task, Verdict
 from common.streams import Delivery, Product, Streams
 
 log = structlog.get_logger()
@@ -28,17 +28,6 @@ HEARTBEAT_S = 2.0
 FULL_PAUSE_S = 1.0
 VERDICT_POLL_S = 0.002
 HEARTBEAT_TTL_S = 15.0
-
-
-class PendingVerdicts(Protocol):
-    def done(self) -> bool: ...
-    def verdicts(self) -> tuple[Verdict, ...]: ...
-
-
-class Verifying(Protocol):
-    """Scores the completions of a task without blocking the loop (``actors.verifiers.pool``)."""
-
-    def submit(self, task: Task, completions: tuple[Completion, ...]) -> PendingVerdicts: ...
 
 
 class Actor:

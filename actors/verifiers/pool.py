@@ -10,24 +10,17 @@ from collections.abc import Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from pebble import ProcessFuture, ProcessPool
 from pebble.pool.process import WORKERS_NAME
 
 from actors.verifiers import failed, identity_of, verify, worker
+from actors.verifying import PendingVerdicts
 from common.messages import Completion, Task, Verdict
 
 MAX_BREAKDOWNS: Final = 3
 """Breakdowns of all worker processes in a row, without one finished job, after which the pool gives up."""
-
-
-class PendingVerdicts(Protocol):
-    def done(self) -> bool:
-        """Never blocks."""
-
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """One per completion, in their order. Blocks until ``done``."""
 
 
 class InlineVerifier:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Final
 
 from actors.engine import Engine
-from actors.verifiers.pool import InlineVerifier, PendingVerdicts, VerifierPool
+from actors.verifiers.pool import InlineVerifier, VerifierPool
+from actors.verifying import PendingVerdicts
 from cli.evaluation.sampler import Sampler
 from common.messages import Completion, Task
 from common.settings import Settings

@@ -6,25 +6,15 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
 
 import structlog
 
 from actors.engine import Engine, Generated, Request
+from actors.verifying import PendingVerdicts, Verifying
 from common.errors import SparkError, TaskError
-from common.messages import Completion, Rollout, RolloutGroup, Task, Verdict
+from common.messages import Rollout, RolloutGroup, Task, Verdict
 
 log = structlog.get_logger()
-
-
-class PendingVerdicts(Protocol):
-    def verdicts(self) -> tuple[Verdict, ...]: ...
-
-
-class Verifying(Protocol):
-    """Scores the completions of a task (``actors.verifiers.pool``)."""
-
-    def submit(self, task: Task, completions: Sequence[Completion]) -> PendingVerdicts: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
