@@ -138,8 +138,9 @@ def test_two_owners_of_one_directory_are_refused(data_dir: Path) -> None:
 
 
 OWNER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 from cli.embedded import EmbeddedServer
 from common.server import connect
 with EmbeddedServer(Path(sys.argv[1])) as server:

@@ -35,6 +35,7 @@ while True:
 @pytest.fixture(autouse=True)
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cli").mkdir()
+    (tmp_path / "cli" / "__init__.py").touch()  # or the installed package of that name would win
     monkeypatch.chdir(tmp_path)  # `python -m cli` looks here first
     monkeypatch.setattr(module, "LONGEST_DELAY_S", 0.01)
 
