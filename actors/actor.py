@@ -163,8 +163,6 @@ class Actor:
         )
 
     def _finish(self, delivery: Delivery, group: RolloutGroup) -> None:
-        errors = len(group.rollouts) - len(group.scored)
-        self._counts["verifier_errors"] += errors
         if not group.scored:
             return self._retry_or_bury(delivery, group.rollouts[0].verdict)
         try:
@@ -175,6 +173,7 @@ class Actor:
         self._streams.transfer(delivery.stream, ACTORS, rollouts, [(delivery.id, [product])])
         self._consumer.done(delivery)
         self._counts["groups"] += 1
+        self._counts["verifier_errors"] += len(group.rollouts) - len(group.scored)
         self._counts["rollouts"] += len(group.rollouts)
         self._counts["tokens"] += sum(len(rollout.completion.token_ids) for rollout in group.rollouts)
         return None

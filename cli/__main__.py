@@ -29,6 +29,9 @@ def main() -> None:
         sys.exit(_complain(f"{where}: {first['msg']}", 2))
     except CommandLineError as error:
         sys.exit(_complain(str(error), 2))
+    except OSError as error:
+        _log_failure()
+        sys.exit(_complain(" ".join(str(error).split()), 1))
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -45,6 +48,14 @@ def keep_overrides_whole(arguments: list[str]) -> list[str]:
         else:
             whole.append(argument)
     return whole
+
+
+def _log_failure() -> None:
+    """Keep the traceback in the log file of a run's process; a command without one says its sentence only."""
+    import structlog
+
+    if "member" in structlog.contextvars.get_contextvars():
+        structlog.get_logger().exception("process.failed")
 
 
 def _complain(sentence: str, exit_code: int) -> int:

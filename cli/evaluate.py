@@ -24,10 +24,13 @@ def run(command: Evaluate) -> None:
 
     from cli.evaluation import build_pool, evaluate, table
 
+    for file in (command.pool, command.json_file):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)  # now, not after an hour of sampling
+
     draws = command.draws or settings.eval.draws
     seed = settings.eval.seed if command.seed is None else command.seed
     if command.pool is not None and not command.pool.exists():
-        command.pool.parent.mkdir(parents=True, exist_ok=True)
         build_pool(settings, model_path, command.pool, draws, seed)
     result = evaluate(
         settings,
@@ -44,7 +47,7 @@ def run(command: Evaluate) -> None:
 
 
 def _resolve(command: Evaluate) -> tuple[Settings, str]:
-    """Settings and model path of a run directory (its export, else its newest checkpoint), or of a plain model."""
+    """Settings and model path of a run directory (its export, brought up to date), or of a plain model."""
     path = Path(command.model)
     if (path / "config.toml").is_file():
         run_directory = open_run(path, command.overrides)
@@ -58,9 +61,12 @@ def _resolve(command: Evaluate) -> tuple[Settings, str]:
 
 
 def _exported(run_directory: RunDirectory) -> Path:
-    if not (run_directory.export / "config.json").is_file():
-        from cli.export import export
+    """The export of a run, written anew unless it is at least as new as the newest checkpoint."""
+    from cli.export import export, exported_version, newest_checkpoint
 
+    version = exported_version(run_directory.export)
+    saved = newest_checkpoint(run_directory)
+    if version is None or (saved is not None and saved.state.policy_version > version):
         export(run_directory.path, None)
     return run_directory.export
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from cli.rundir import open_run
+from cli.rundir import RunDirectory, open_run
 from common.errors import SettingsError
-from learner.checkpoint import CheckpointStore
+from learner.checkpoint import Checkpoint, CheckpointStore
 
 
 def export(run: Path, to: Path | None) -> None:
     """Write model, tokenizer and chat template; ``AutoModelForCausalLM.from_pretrained`` loads the directory."""
     run_directory = open_run(run)
-    settings = run_directory.settings
-    saved = CheckpointStore(run_directory.path / "checkpoints", settings.learner.checkpoints_kept).newest()
+    saved = newest_checkpoint(run_directory)
     if saved is None:
         raise SettingsError(
             f"{run_directory.path} has no valid checkpoint yet; the first comes after checkpoint_every steps"
@@ -21,8 +21,20 @@ def export(run: Path, to: Path | None) -> None:
 
     from learner.engine import TorchEngine
 
-    engine = TorchEngine(settings)
+    engine = TorchEngine(run_directory.settings)
     engine.read_checkpoint(saved.folder, saved.state.policy_version)
     folder = to or run_directory.export
     engine.export(folder)
     print(f"policy version {saved.state.policy_version} written to {folder}")
+
+
+def newest_checkpoint(run: RunDirectory) -> Checkpoint | None:
+    return CheckpointStore(run.path / "checkpoints", run.settings.learner.checkpoints_kept).newest()
+
+
+def exported_version(folder: Path) -> int | None:
+    """Policy version of an export; None when there is none, or one that was cut off."""
+    from learner.engine import EXPORTED_FILE
+
+    path = folder / EXPORTED_FILE
+    return int(json.loads(path.read_text(encoding="utf-8"))["policy_version"]) if path.is_file() else None

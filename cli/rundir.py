@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import tomli_w
 from cli.embedded import EmbeddedServer
 from common import log
 from common.errors import SettingsError
+from common.server import connect, loaded
 from common.settings import Settings
 from common.settings_sources import load_settings
 
@@ -74,8 +76,17 @@ def open_run(path: Path, overrides: Iterable[str] = ()) -> RunDirectory:
 
 
 def server_of(run: RunDirectory) -> str | None:
-    """URL of the server of a run: the configured one, or the embedded one while it is up."""
-    return run.settings.redis.url.get_secret_value() or EmbeddedServer.url_of(run.server_data)
+    """URL of the server of a run: the configured one, or the embedded one while it is up.
+
+    The URL that an embedded server left behind when it was killed does not count.
+    """
+    if configured := run.settings.redis.url.get_secret_value():
+        return configured
+    recorded = EmbeddedServer.url_of(run.server_data)
+    if recorded is None:
+        return None
+    with closing(connect(recorded)) as client:
+        return recorded if loaded(client) else None
 
 
 def child_environment(url: str) -> dict[str, str]:

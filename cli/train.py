@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,7 +47,8 @@ def train(run: RunDirectory, watch: Watch) -> Trained:
             }
 
         supervisor = Supervisor(services(run.settings), run.config, run.logs, child_environment(url))
-        finished = asyncio.run(supervisor.run(lambda: watch(states)))
+        with shared_memory_freed(run.settings):
+            finished = asyncio.run(supervisor.run(lambda: watch(states)))
         return Trained(finished=finished, ledger=streams.conservation(), wall_s=time.monotonic() - started)
 
 
@@ -59,6 +61,16 @@ def server(run: RunDirectory) -> Iterator[str]:
         return
     with EmbeddedServer(run.server_data, log_file=run.logs / "server.log") as embedded:
         yield embedded.url
+
+
+@contextmanager
+def shared_memory_freed(settings: Settings) -> Iterator[None]:
+    """Afterwards the weights in shared memory are gone: they hold RAM, and a learner publishes anew when it starts."""
+    try:
+        yield
+    finally:
+        if settings.weights.shared_memory and settings.weights_dir.is_dir():
+            shutil.rmtree(settings.weights_dir)
 
 
 def prepare(settings: Settings, url: str) -> Streams:

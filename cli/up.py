@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import structlog
 from rich.console import Console
 
 from cli.evaluation import Evaluation, build_pool, table
@@ -20,6 +23,7 @@ from common.errors import SparkError
 from common.settings import Settings
 
 console = Console(highlight=False)
+log = structlog.get_logger()
 
 
 def up(settings: Settings) -> None:
@@ -31,7 +35,7 @@ def up(settings: Settings) -> None:
     trained = train(run, lambda states: Progress(settings, run.path, console=console, states=states).watch())
     summary: dict[str, Any] = {
         "ledger": as_dict(trained.ledger),
-        "wall_s": round(trained.wall_s, 1),
+        "wall_s": round(earlier_wall_s(run.summary) + trained.wall_s, 1),
         "finished": trained.finished,
     }
     if trained.finished and settings.eval.prompts:
@@ -40,12 +44,41 @@ def up(settings: Settings) -> None:
     _show(run, summary)
 
 
+def earlier_wall_s(summary: Path) -> float:
+    """Seconds that the earlier parts of a run took which was stopped and goes on; 0 when there were none."""
+    try:
+        earlier = json.loads(summary.read_text(encoding="utf-8"))
+        return 0.0 if earlier["finished"] else float(earlier["wall_s"])
+    except FileNotFoundError:
+        return 0.0
+    except (ValueError, KeyError, TypeError) as error:  # cut off while it was written
+        log.warning("up.summary_unreadable", path=str(summary), reason=repr(error))
+        return 0.0
+
+
+def pool_name(settings: Settings) -> str:
+    """File name of the frozen answers; another one as soon as anything differs that the answers come from."""
+    model, held_out = settings.model, settings.eval
+    origin = [model.path, model.revision, held_out.prompts, held_out.args, held_out.seed, held_out.draws]
+    text = json.dumps(origin, sort_keys=True, default=str)
+    return f"pool-{hashlib.blake2s(text.encode(), digest_size=6).hexdigest()}.jsonl"
+
+
+def advice(run: RunDirectory) -> str:
+    """How a stopped run goes on. Its config.toml has no redis.url, so a configured one must be given again."""
+    redis = run.settings.redis
+    again = f"`spark up {run.config}` goes on from the last checkpoint"
+    if redis.url.get_secret_value() and redis.url_file is None:
+        return f"set SPARK_REDIS__URL to the run's server again (config.toml leaves it out); then {again}"
+    return again
+
+
 def _evaluate(run: RunDirectory) -> dict[str, Any]:
     """Base model and trained model on the same frozen answers, one process each, side by side."""
     settings = run.settings
     console.print(f"evaluating before and after on {settings.eval.draws} held-out prompts per figure ...")
     run.evaluation.mkdir(exist_ok=True)
-    pool = run.evaluation / "pool.jsonl"
+    pool = run.evaluation / pool_name(settings)
     if not pool.exists():  # the base model's answers, which both are shown
         build_pool(settings, settings.model.path, pool, settings.eval.draws, settings.eval.seed)
     models = {"before": settings.model.path, "after": str(run.path)}
@@ -80,5 +113,5 @@ def _show(run: RunDirectory, summary: Mapping[str, Any]) -> None:
     balance = "balances" if summary["ledger"]["balanced"] else "DOES NOT BALANCE"
     console.print(f"ledger {balance}; {summary['wall_s']:.0f} s of training wall time")
     if not summary["finished"]:
-        console.print(f"stopped; `spark up {run.config}` goes on from the last checkpoint")
+        console.print(f"stopped; {advice(run)}")
     console.print(f"report: {write_report(run.path)}")

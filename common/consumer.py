@@ -12,6 +12,8 @@ from common.server import BLOCK_MS
 from common.streams import Delivery, Streams
 
 PAGE: Final = 100
+IDLE_LOOK_S: Final = 0.5
+"""How often a consumer with nothing to do looks for entries that were handed back."""
 """Rows of the own pending list read at once."""
 
 
@@ -59,7 +61,13 @@ class Consumer:
             raise
 
     def _claim(self, count: int, block_ms: int | None) -> list[Delivery]:
-        claimed = self._left_behind(count) or self._expired(count) or self._new(count, block_ms)
+        claimed = (
+            self._left_behind(count)
+            or self._expired(count)
+            or self._new(count)
+            or self._expired(count, idle=True)  # what was handed back should not wait for the next look
+            or self._next(block_ms)
+        )
         if len(claimed) > count:  # a blocking read may bring one entry of each source; the next claim gets the rest
             self._owed = self._all_owed()
             claimed = claimed[:count]
@@ -125,8 +133,12 @@ class Consumer:
                 del self._owed[source]
         return found
 
-    def _expired(self, count: int) -> list[Delivery]:
-        if self._lease_s is None or self._clock() - self._looked_for_expired < self._lease_s / 4:
+    def _expired(self, count: int, *, idle: bool = False) -> list[Delivery]:
+        """Looked for every quarter of the lease; by a consumer with nothing else to do, every ``IDLE_LOOK_S``."""
+        if self._lease_s is None:
+            return []
+        pause_s = min(IDLE_LOOK_S, self._lease_s / 4) if idle else self._lease_s / 4
+        if self._clock() - self._looked_for_expired < pause_s:
             return []
         self._looked_for_expired = self._clock()
         lease_ms = int(self._lease_s * 1000)
@@ -138,11 +150,14 @@ class Consumer:
                 found += self.streams.read_expired(self.group, self.name, source, lease_ms, room, held)
         return found
 
-    def _new(self, count: int, block_ms: int | None) -> list[Delivery]:
+    def _new(self, count: int) -> list[Delivery]:
         found: list[Delivery] = []
         for source in self.sources:
             if len(found) < count:
                 found += self.streams.read_new(self.group, self.name, [source], count - len(found), None)
-        if found or not block_ms:  # 0 would block for ever
-            return found
+        return found
+
+    def _next(self, block_ms: int | None) -> list[Delivery]:
+        if not block_ms:  # 0 would block for ever
+            return []
         return self.streams.read_new(self.group, self.name, self.sources, 1, min(block_ms, BLOCK_MS))

@@ -5,6 +5,7 @@ Where they come from, and which source wins: ``common/settings_sources.py``.
 
 from __future__ import annotations
 
+from hashlib import blake2s
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -55,6 +56,7 @@ class Model(Section):
     revision: str | None = None
     """Commit of a hub model."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the actors' model. The learner trains in float32."""
     attn_implementation: str = "sdpa"
     """Attention of transformers."""
     trust_remote_code: bool = False
@@ -271,6 +273,16 @@ class Settings(BaseSettings):
                 f"learner.groups_per_step={learner.groups_per_step} is no multiple of "
                 f"learner.updates_per_batch={learner.updates_per_batch}; each update takes an equal part"
             )
+        if learner.max_steps % learner.updates_per_batch:
+            raise ValueError(
+                f"learner.max_steps={learner.max_steps} is no multiple of "
+                f"learner.updates_per_batch={learner.updates_per_batch}; a run ends after a whole batch"
+            )
+        if learner.mixing == "alternate" and staleness > 0:
+            raise ValueError(
+                f"learner.mixing='alternate' is synchronous, but staleness.max_staleness={staleness}; set it to 0: "
+                "what is sampled ahead would be too stale after the judge's updates"
+            )
         if 0 < staleness < learner.updates_per_batch:
             raise ValueError(
                 f"staleness.max_staleness={staleness} is below learner.updates_per_batch={learner.updates_per_batch}, "
@@ -292,5 +304,6 @@ class Settings(BaseSettings):
     @property
     def weights_dir(self) -> Path:
         if self.weights.shared_memory:
-            return Path("/dev/shm") / f"spark-{self.run.name}"
+            place = str(self.run.directory.absolute())  # two runs of one name in two folders must not meet
+            return Path("/dev/shm") / f"spark-{self.run.name}-{blake2s(place.encode(), digest_size=6).hexdigest()}"
         return self.weights.dir or self.run.directory / "weights"

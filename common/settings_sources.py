@@ -24,6 +24,9 @@ PATH_KEYS: Final = (
     ("redis", "url_file"),
 )
 
+LIKE_OURS: Final = 0.8
+"""Likeness, of 1, from which a name is a misspelt one of ours; compared without the prefix, which all share."""
+
 
 def load_settings(run_file: Path, overrides: Iterable[str] = ()) -> Settings:
     """Read preset, run file, environment and ``section.key=value`` overrides.
@@ -138,13 +141,24 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reject_unknown_environment() -> None:
-    """pydantic-settings ignores unknown variables in silence; a typo must not."""
-    known = {f"SPARK_{name.upper()}" for name in Settings.model_fields}
+    """pydantic-settings ignores unknown variables in silence; a typo must not.
+
+    Others use the prefix, too: SPARK_HOME of Apache Spark, SPARK_REDIS_PORT of a Kubernetes service ``spark-redis``.
+    Ours have two underscores, but for SPARK_PRESET; what has not, and is like none of ours, is theirs.
+    """
+    known = [name.upper() for name in Settings.model_fields]
+    nested_keys = [key.upper().replace(".", "__") for key in known_keys() if "." in key]
+    one_underscore = {key.replace("__", "_"): key for key in nested_keys}
     for name in os.environ:
-        if name.upper().startswith("SPARK_") and name.upper().split("__")[0] not in known:
-            raise SettingsError(
-                f"environment variable {name} sets nothing; {_nearest(name.upper().split('__')[0], known)}"
-            )
+        prefix, _, rest = name.upper().partition("_")
+        section, nested, _ = rest.partition("__")
+        if prefix != "SPARK" or section in known:
+            continue
+        if (key := one_underscore.get(rest)) is not None:
+            raise SettingsError(f"environment variable {name} sets nothing; did you mean SPARK_{key}?")
+        if nested or difflib.get_close_matches(section, known, n=1, cutoff=LIKE_OURS):
+            nearest = _nearest(f"SPARK_{section}", [f"SPARK_{key}" for key in known])
+            raise SettingsError(f"environment variable {name} sets nothing; {nearest}")
 
 
 def known_keys(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:

@@ -16,10 +16,10 @@ import redis
 
 from common.calls import Calls
 from common.codec import encode
-from common.errors import Fenced
+from common.errors import Fenced, ServerError
 from common.keys import ACTORS, LEARNER, RECYCLER, Keys
 from common.messages import OUTCOMES, Kind, Outcome, Task, WeightManifest
-from common.server import Client, is_full, memory_share
+from common.server import Client, address, is_full, memory_share
 
 CALL_ENTRIES: Final = 200
 """Entries per function call; Lua's unpack and the server's other clients both want it bounded."""
@@ -342,6 +342,17 @@ class Streams(Calls):
         """Share of the server's maxmemory in use; 0 without a limit."""
         return self._retry(lambda: memory_share(self.client))
 
+    def dead_since(self, event_id: str) -> tuple[str, set[str]]:
+        """Uids that went to the dead letters after an event id, and the newest event id."""
+        rows: Any = self._retry(lambda: self.client.xrange(self.keys.events, min=f"({event_id}"))
+        dead = [fields for _, fields in rows if fields.get(b"outcome", b"").startswith(b"dead:")]
+        uids = {uid for fields in dead for uid in fields.get(b"uids", b"").decode(errors="replace").split()}
+        return (rows[-1][0].decode() if rows else event_id), uids
+
+    def newest_event(self) -> str:
+        rows: Any = self._retry(lambda: self.client.xrevrange(self.keys.events, count=1))
+        return rows[0][0].decode() if rows else "0-0"
+
     # -- accounts -------------------------------------------------------------------------------------
 
     def ledger(self) -> dict[str, int]:
@@ -356,7 +367,10 @@ class Streams(Calls):
         return counts
 
     def conservation(self) -> Ledger:
-        """The whole ledger at one instant: counts of endings, and in flight as the streams themselves show it."""
+        """The whole ledger at one instant: counts of endings, and in flight as the streams themselves show it.
+
+        Raises ServerError on a server that has not our functions or not the groups of this run.
+        """
         kinds: tuple[Kind, ...] = ("policy", "judge")
 
         def read() -> list[Any]:
@@ -367,7 +381,15 @@ class Streams(Calls):
                     pipe.fcall("spark_backlog", 1, self.keys.rollouts(kind), LEARNER)
                 return pipe.execute()
 
-        raw, *backlogs = self._retry(read)
+        try:
+            raw, *backlogs = self._retry(read)
+        except redis.ResponseError as error:  # a pipeline puts the command before the server's words
+            if not any(words in str(error) for words in ("Function not found", "NOGROUP")):
+                raise
+            raise ServerError(
+                f"the server at {address(self.client)} knows nothing of run {self.keys.run}; "
+                "is this the server of the run, and was the run started?"
+            ) from error
         counts = _text_map(raw)
         accounts: dict[Kind, dict[str, int]] = {}
         for kind, places in zip(kinds, (backlogs[:2], backlogs[2:]), strict=True):
@@ -378,6 +400,12 @@ class Streams(Calls):
     def backlog(self, stream: str, group: str) -> Backlog:
         pending, undelivered, idle_ms = self._call("spark_backlog", [stream], [group])
         return Backlog(pending=int(pending), undelivered=int(undelivered), oldest_idle_ms=int(idle_ms))
+
+
+def position(stream_id: str) -> tuple[int, int]:
+    """Where a stream id stands: ids compare by these numbers, not as text."""
+    milliseconds, _, sequence = stream_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
 
 
 def _deliveries(answer: Any) -> list[Delivery]:

@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 
 from common.consumer import Consumer
-from common.errors import Fenced, ServerError
+from common.errors import Fenced, ServerError, SettingsError
 from common.keys import LEARNER
 from common.process import open_streams, until_told_to_stop
 from common.settings import Settings
@@ -39,7 +39,8 @@ def run(settings: Settings) -> None:
         checkpoints = CheckpointStore(settings.run.directory / "checkpoints", settings.learner.checkpoints_kept)
         epoch, token = _take_over(streams, checkpoints)
         saved = checkpoints.newest()
-        cursor = _reconcile(streams, token, saved)
+        fingerprint = prompts.fingerprint()
+        cursor = _reconcile(streams, token, saved, fingerprint)
         consumer = _adopt(streams, epoch)
 
         import torch
@@ -81,6 +82,7 @@ def run(settings: Settings) -> None:
             every=settings.learner.checkpoint_every,
             guard=guard,
             saved=saved,
+            prompts=fingerprint,
         )
         log.info("learner.started", epoch=epoch, policy_version=engine.policy_version, cursor=cursor)
         with MetricsFile(settings.run.directory / "metrics.jsonl", engine.policy_version) as metrics:
@@ -98,18 +100,27 @@ def _take_over(streams: Streams, checkpoints: CheckpointStore) -> tuple[int, str
     epoch = checkpoints.new_epoch()
     token = f"{epoch}:{secrets.token_hex(8)}"
     if not streams.take_fence(epoch, token):
-        raise Fenced(f"epoch {epoch} is not the highest on the server; is another learner of this run alive elsewhere?")
+        raise Fenced(
+            f"epoch {epoch} is not the highest on the server: another learner of this run is alive elsewhere, or the "
+            "server remembers an earlier run of this name; choose another run.name, or delete the keys of the old one"
+        )
     return epoch, token
 
 
-def _reconcile(streams: Streams, token: str, saved: Checkpoint | None) -> int:
+def _reconcile(streams: Streams, token: str, saved: Checkpoint | None, fingerprint: str) -> int:
     """Acknowledge what the checkpoint says has ended; returns the dataset cursor.
 
-    Raises ServerError when the server has forgotten a run that the checkpoint knows.
+    Raises SettingsError when the prompts are others than those of the checkpoint, ServerError when the server has
+    forgotten a run that the checkpoint knows.
     """
     cursor = streams.cursor()
     if saved is None:
         return cursor or 0
+    if saved.state.prompts not in ("", fingerprint):
+        raise SettingsError(
+            f"the prompts are not those of checkpoint {saved.folder.name}: prompts, their order and run.seed are fixed "
+            "for a run, since each is trained once; restore them, or start under a new run.name"
+        )
     if cursor is None or cursor < saved.state.cursor:
         raise ServerError(
             f"checkpoint {saved.folder.name} has issued {saved.state.cursor} prompts, but the server knows of "

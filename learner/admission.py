@@ -27,6 +27,8 @@ class Admission:
     def __init__(self, streams: Streams, issuer: Issuer, accounts: Mapping[Kind, Account], settings: Settings) -> None:
         self.granted = 0
         """Judge tasks that the recycler may have made in total."""
+        self.paused = False
+        """The server has no room for new prompts at the moment."""
         self._streams = streams
         self._issuer = issuer
         self._accounts = accounts
@@ -38,9 +40,11 @@ class Admission:
         if granted != self.granted:
             self.granted = granted
             self._streams.report_progress(judge_granted=granted)
+        self.paused = False
         try:
             return self._issuer.issue(self._policy_room(quota, ledger, policy_version), policy_version)
         except ServerFull as error:  # consuming goes on, which makes room
+            self.paused = True
             log.warning("issuer.paused", reason=str(error))
             return 0
 
@@ -57,6 +61,7 @@ class Admission:
         if room <= 0:
             return 0
         if (share := self._streams.memory_share()) > self._settings.redis.memory_share:
+            self.paused = True
             log.warning("issuer.paused", reason="server memory", share=round(share, 3))
             return 0
         return room

@@ -35,6 +35,8 @@ class State:
     endings: tuple[Ending, ...]
     ended_uids: frozenset[bytes]
     """Every uid that reached its end: a redelivered or regenerated twin is recognised by it."""
+    prompts: str = ""
+    """Fingerprint of the prompt source: uids count on it staying the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,7 @@ class CheckpointStore:
                 "epoch": state.epoch,
                 "policy_version": state.policy_version,
                 "cursor": state.cursor,
+                "prompts": state.prompts,
                 "endings": [asdict(ending) for ending in state.endings],
                 "files": [asdict(file) for file in listed(folder)],
             }
@@ -122,6 +125,7 @@ def _read(folder: Path) -> State:
         epoch=commit["epoch"],
         policy_version=commit["policy_version"],
         cursor=commit["cursor"],
+        prompts=commit["prompts"],
         endings=tuple(Ending(**fields) for fields in commit["endings"]),
         ended_uids=frozenset(uids[start : start + 16] for start in range(0, len(uids), 16)),
     )

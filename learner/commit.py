@@ -35,6 +35,7 @@ class Committer:
         every: int,
         guard: Callable[[], None],
         saved: Checkpoint | None = None,
+        prompts: str = "",
     ) -> None:
         self._streams = streams
         self._checkpoints = checkpoints
@@ -44,6 +45,7 @@ class Committer:
         self._token = token
         self._every = every
         self._guard = guard
+        self._prompts = prompts
         self._previous: list[Ending] = list(saved.state.endings) if saved else []
         self._saved_version = saved.state.policy_version if saved else 0
 
@@ -64,6 +66,7 @@ class Committer:
             cursor=self._issuer.cursor,
             endings=(*self._previous, *endings),
             ended_uids=frozenset(self._intake.ended_uids),
+            prompts=self._prompts,
         )
         try:
             folder = self._checkpoints.save(state, engine.write_checkpoint)

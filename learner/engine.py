@@ -5,11 +5,13 @@ Shape letters: R rows, L padded length, N completion tokens of a microbatch, V v
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -17,6 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from common.errors import SettingsError
 from common.pretrained import pretrained
 from common.settings import Settings
 from learner.loss import kl_to_reference, policy_loss, token_weights
@@ -24,8 +27,11 @@ from learner.packing import Microbatch, tokens_by_objective
 from learner.schedule import learning_rate
 from learner.token_stats import TokenStats
 
+log = structlog.get_logger()
+
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+EXPORTED_FILE = "spark.json"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +68,7 @@ class TorchEngine:
         model: Any = pretrained(
             AutoModelForCausalLM.from_pretrained,
             self._settings.model,
-            dtype=getattr(torch, self._settings.model.dtype),
+            dtype=torch.float32,  # of the learner, whatever actors use: at RL rates bfloat16 weights would never move
             attn_implementation=self._settings.model.attn_implementation,
             use_safetensors=True,
         )
@@ -97,10 +103,20 @@ class TorchEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), learner.grad_clip)
-        self._optimizer.step()
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            self._optimizer.step()
+        else:  # one such step would poison the weights, and every checkpoint after it
+            log.warning("learner.step_skipped", reason="the gradient is not finite", loss=total)
         self._optimizer.zero_grad(set_to_none=True)
         self.policy_version += 1
-        return {"loss": total, "grad_norm": float(norm), "lr": rate, **stats.summary(loss_settings.clip_low)}
+        return {
+            "loss": total,
+            "grad_norm": float(norm),
+            "lr": rate,
+            "skipped": float(not finite),
+            **stats.summary(loss_settings.clip_low),
+        }
 
     def _kl(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         with torch.no_grad():
@@ -140,8 +156,14 @@ class TorchEngine:
 
     def read_checkpoint(self, folder: Path, policy_version: int) -> None:
         saved = load_file(folder / MODEL_FILE)
+        live = dict(self.model.named_parameters())
+        if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in live.items()}:
+            raise SettingsError(
+                f"checkpoint {folder.name} is of another model than model.path={self._settings.model.path!r}; "
+                "name the model the run was started with, or start under a new run.name"
+            )
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in live.items():
                 parameter.copy_(saved[name])
         for path, value in load_file(folder / OPTIMIZER_FILE).items():
             name, _, key = path.rpartition("/")
@@ -149,10 +171,16 @@ class TorchEngine:
         self.policy_version = policy_version
 
     def export(self, folder: Path) -> None:
-        """A Hugging Face directory that ``from_pretrained`` loads, with tokenizer and chat template."""
+        """A Hugging Face directory that ``from_pretrained`` loads, with tokenizer and chat template.
+
+        ``spark.json`` says which policy version it is; it is there only when all the rest is.
+        """
+        (folder / EXPORTED_FILE).unlink(missing_ok=True)
         tokenizer: Any = pretrained(AutoTokenizer.from_pretrained, self._settings.model)
         self.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        version = json.dumps({"policy_version": self.policy_version})
+        (folder / EXPORTED_FILE).write_text(version + "\n", encoding="utf-8")
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

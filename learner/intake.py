@@ -20,7 +20,7 @@ from common.keys import LEARNER
 from common.messages import JUDGE_OBJECTIVES, Kind, Outcome, RolloutGroup
 from common.settings import Settings
 from common.staleness import content_staleness, fresh, token_staleness
-from common.streams import Delivery, Ending, Streams
+from common.streams import Delivery, Ending, Streams, position
 from learner.accounts import Account
 from learner.admission import Admission
 from learner.advantage import has_contrast
@@ -34,6 +34,7 @@ BLOCK_MS: Final = 50
 READ_COUNT: Final = 64
 ADOPT_S: Final = 1.0
 """A fenced learner may claim entries until it notices; they are taken over this often."""
+RELIEVE_S: Final = 5.0
 KINDS: Final[tuple[Kind, Kind]] = ("policy", "judge")
 _UID: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -80,10 +81,19 @@ class Intake:
         self._round_robin = DeficitRoundRobin({objective: mix[objective] for objective in JUDGE_OBJECTIVES})
         self._last_policy_id = "0-0"
         self._adopted = clock()
+        self._relieved = float("-inf")
+        self._dead = ledger["dead:policy"]
+        self._newest_event = streams.newest_event()
         self._policy_version = 0
 
-    def take(self, quota: Quota, policy_version: int) -> list[RolloutGroup] | None:
-        """The next batch, oldest groups first; [] when a judge batch has nothing; None when the run is over."""
+    def take(
+        self, quota: Quota, policy_version: int, relieve: Callable[[], None] = lambda: None
+    ) -> list[RolloutGroup] | None:
+        """The next batch, oldest groups first; [] when a judge batch has nothing; None when the run is over.
+
+        ``relieve`` makes what has ended durable and acknowledges it. It is called when the server has no room for new
+        prompts: acknowledged entries are what can be deleted, and no step may ever come without new prompts.
+        """
         self._policy_version = policy_version
         while self._poll(None):  # what has arrived: it may be older than what is ready, and judge groups may be in it
             pass
@@ -93,7 +103,11 @@ class Intake:
         while not self._stopping():
             self._guard()
             ledger = self._streams.ledger()
+            self._forget_dead(ledger["dead:policy"])
             issued = self._admission.admit(quota, ledger, policy_version)
+            if self._admission.paused and self.endings and self._clock() - self._relieved > RELIEVE_S:
+                self._relieved = self._clock()
+                relieve()
             on_their_way = self._admission.in_flight("policy", ledger) + issued - len(self._ready["policy"])
             full = self._full(quota, on_their_way)
             full_since = (full_since or self._clock()) if full else None
@@ -125,6 +139,14 @@ class Intake:
         for ending in endings:
             self._consumer.held[ending.stream].discard(ending.id)
 
+    def _forget_dead(self, dead: int) -> None:
+        """Tasks that died at an actor are on nobody's way: no batch waits for them."""
+        if dead > self._dead:
+            self._dead = dead
+            self._newest_event, uids = self._streams.dead_since(self._newest_event)
+            for uid in uids:
+                self._issuer.outstanding.pop(uid, None)
+
     # -- arrival ----------------------------------------------------------------------------------------
 
     def _poll(self, block_ms: int | None) -> bool:
@@ -148,7 +170,10 @@ class Intake:
         self._issuer.outstanding.pop(group.uid, None)
         if kind == "policy":
             self._last_policy_id = delivery.id
-        if bytes.fromhex(group.uid) in self.ended_uids or group.uid in self._ready[kind]:
+        held = self._ready[kind].get(group.uid)
+        if held is not None and held[0].id == delivery.id:
+            return  # the same entry once more, after the server lost its group
+        if bytes.fromhex(group.uid) in self.ended_uids or held is not None:
             self._end_as_duplicate(delivery, kind)
             return
         self._accounts[kind].arrived()
@@ -226,7 +251,7 @@ class Intake:
         through, grant = progress.get("recycled_through", "0-0"), int(progress.get("recycled_grant", "-1"))
         ledger = self._streams.ledger()  # read after the recycler's word, so that it includes what it issued before
         in_flight = self._admission.in_flight("judge", ledger)
-        caught_up = grant >= self._admission.granted and _position(through) >= _position(self._last_policy_id)
+        caught_up = grant >= self._admission.granted and position(through) >= position(self._last_policy_id)
         return not caught_up or in_flight > len(self._ready["judge"])
 
     def _cut(self, quota: Quota) -> list[RolloutGroup]:
@@ -260,8 +285,3 @@ def _checked(group: RolloutGroup, delivery: Delivery, kind: Kind) -> RolloutGrou
 
 def _settled(ledger: dict[str, int], kind: Kind) -> int:
     return sum(ledger[f"{outcome}:{kind}"] for outcome in ("trained", "filtered", "dropped_stale"))
-
-
-def _position(stream_id: str) -> tuple[int, int]:
-    milliseconds, _, sequence = stream_id.partition("-")
-    return int(milliseconds), int(sequence or 0)

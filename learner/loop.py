@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -64,7 +65,7 @@ def run(
         if engine.policy_version >= settings.learner.max_steps:
             break
         with timers.timed("wait_for_groups"):
-            groups = intake.take(quota, engine.policy_version)
+            groups = intake.take(quota, engine.policy_version, relieve=partial(committer.save, engine))
         if groups is None:  # closed, or no prompts left
             break
         if not groups:  # a judge batch with nothing to judge

@@ -13,7 +13,7 @@ from common.consumer import Consumer
 from common.errors import InvalidMessage, ServerFull
 from common.keys import RECYCLER
 from common.messages import RolloutGroup
-from common.streams import Delivery, Product, Streams
+from common.streams import Delivery, Product, Streams, position
 from recycler.reservoir import Emission, Reservoir
 
 log = structlog.get_logger()
@@ -55,7 +55,7 @@ class RecyclerLoop:
         self._consumer = Consumer(streams, RECYCLER, "recycler", [self._source], clock=clock)
         self._deliveries: dict[str, Delivery] = {}
         self._reported: tuple[str, int] | None = None
-        self._through = "0-0"
+        self._through = streams.progress().get("recycled_through", "0-0")
         self._beaten = float("-inf")
 
     def tick(self) -> None:
@@ -89,7 +89,7 @@ class RecyclerLoop:
         else:
             self._deliveries[delivery.id] = delivery
             self._reservoir.add(delivery.id, group)
-        self._through = delivery.id
+        self._through = max(self._through, delivery.id, key=position)  # a re-read entry is no step back
 
     def _emit(self, emissions: Sequence[Emission]) -> None:
         self._outbox += emissions

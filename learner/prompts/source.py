@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,8 @@ from common.errors import SettingsError
 from common.settings import Prompts
 from learner.prompts import readers
 from learner.prompts.records import Prompt
+
+FINGERPRINT_PROMPTS: Final = 256
 
 
 class PromptSource:
@@ -29,6 +33,13 @@ class PromptSource:
 
     def __getitem__(self, index: int) -> Prompt:
         return self._prompts[index]
+
+    def fingerprint(self) -> str:
+        """Changes when the order changes, or the prompts do (looked at in up to ``FINGERPRINT_PROMPTS`` places)."""
+        step = max(1, len(self) // FINGERPRINT_PROMPTS)
+        shown = [(self[index].question, self[index].answer) for index in range(0, len(self), step)]
+        identity = repr((self._seed, self._shuffle, len(self), shown))
+        return hashlib.blake2b(identity.encode(errors="backslashreplace"), digest_size=16).hexdigest()
 
     def order(self, position: int) -> tuple[int, int] | None:
         """``(epoch, index)`` of the prompt issued at this position, from 0; None once all epochs are issued."""

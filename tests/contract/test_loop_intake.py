@@ -176,7 +176,7 @@ def make_world(run, monkeypatch) -> Callable[..., World]:
     monkeypatch.setattr("learner.intake.BLOCK_MS", 0)  # an idle server wakes its blocked clients late
 
     def make(*, eta=0, source=None, streams=None, world=None, sampling=None, **learner) -> World:
-        fields = {"groups_per_step": 2, "judge_share": 0.0, "max_steps": 100, **learner}
+        fields = {"groups_per_step": 2, "judge_share": 0.0, "max_steps": 120, **learner}
         settings = Settings(
             run={"name": "test"},
             sampling={"group_size": 2, **(sampling or {})},
@@ -667,3 +667,64 @@ def test_settled_endings_are_forgotten_and_the_others_kept(make_world) -> None:
     world.intake.remember(settled)
     assert len(world.intake.endings) == 2
     assert set(settled).isdisjoint(world.intake.endings)
+
+
+# -- what must not make it wait -------------------------------------------------------------------------------
+
+
+def test_a_server_without_room_is_relieved_by_acknowledging_what_has_ended(make_world, monkeypatch) -> None:
+    """Without it no step would ever come: no room, hence no prompts; no step, hence no checkpoint; no ack, no room."""
+    world = make_world()
+    world.on_wait = lambda: world.ship([*world.claim(1)], 0, ALL_RIGHT)
+    share, relieved = [0.0], []
+    monkeypatch.setattr(world.streams, "memory_share", lambda: share[0])
+
+    def relieve() -> None:
+        relieved.append(len(world.intake.endings))
+        share[0] = 0.0  # what was acknowledged has been deleted
+        world.on_wait = lambda: world.ship_all(0)
+
+    def fill_up() -> None:
+        world.ship(world.claim(1), 0, ALL_RIGHT)
+        share[0] = 0.9
+
+    world.on_wait = fill_up
+    world.waits = 0
+    batch = world.intake.take(Quota(policy=2, judge=0), 0, relieve)
+    assert len(batch) == 2
+    assert relieved
+    assert relieved[0] >= 1
+
+
+def test_no_batch_waits_for_a_task_that_died_at_its_actor(make_world) -> None:
+    world = make_world(eta=1, straggler_wait_s=30.0)
+
+    def first() -> None:
+        claimed = world.claim()
+        if claimed:
+            world.streams.bury(claimed[0], ACTORS, "prompt too long", "policy")
+            world.ship(claimed[1:], 0)
+
+    world.on_wait = first
+    assert len(world.take(0)) == 2
+    world.now += 1.0
+    assert len(world.take(1)) == 2
+    assert world.now < 10.0
+    assert all(version >= 1 for version in world.issuer.outstanding.values())
+
+
+def test_the_same_entry_read_again_is_no_twin(make_world) -> None:
+    world = make_world()
+    world.on_wait = lambda: world.ship(world.claim(1), 0)
+    intake, seen = world.intake, []
+    arrive = intake._arrive
+
+    def twice(delivery, kind) -> None:
+        arrive(delivery, kind)
+        arrive(delivery, kind)
+        seen.append(delivery.uid)
+
+    intake._arrive = twice
+    assert len(world.take(0)) == 2
+    assert [ending.uid for ending in intake.endings if not ending.uid] == []
+    assert world.settle()["trained:policy"] == 2

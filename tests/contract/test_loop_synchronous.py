@@ -168,8 +168,8 @@ def whole_loop(run, settings: Settings, actors: int) -> tuple[Outcome, list[dict
     batches: list[list[str]] = []
     take = intake.take
 
-    def watched(quota, version):
-        groups = take(quota, version)
+    def watched(quota, version, relieve):
+        groups = take(quota, version, relieve)
         batches.append([group.uid for group in groups or ()])
         return groups
 

@@ -78,7 +78,10 @@ def test_a_blocking_claim_without_time_does_not_block_for_ever(run) -> None:
 
 def test_a_blocking_claim_that_brings_one_of_each_keeps_to_its_count(run) -> None:
     class Blocking(Consumer):
-        def _new(self, count, block_ms):
+        def _new(self, count):
+            return []
+
+        def _next(self, block_ms):
             return self.streams.read_new(self.group, self.name, self.sources, 1, 1000)
 
     run.issue("a")

@@ -199,3 +199,16 @@ def test_adopting_touches_one_group_only(run) -> None:
         run.streams.read_new(group, "old", [run.rollouts], 1, None)
     run.streams.adopt(run.rollouts, LEARNER, "new")
     assert [owner for owner, _ in run.pending(run.rollouts, "recycler").values()] == ["old"]
+
+
+def test_an_idle_actor_finds_what_was_handed_back_long_before_a_quarter_of_the_lease(run) -> None:
+    now = [0.0]
+    sources = [run.judge_tasks, run.tasks]
+    one, two = (Consumer(run.streams, ACTORS, n, sources, lease_s=60.0, clock=lambda: now[0]) for n in ("one", "two"))
+    run.issue("a")
+    assert len(one.claim(1)) == 1
+    assert one.hand_back_all() == 1
+    now[0] += 0.4
+    assert two.claim(1) == []  # not at every tick
+    now[0] += 0.2
+    assert [entry.uid for entry in two.claim(1)] == ["a"]

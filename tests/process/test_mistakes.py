@@ -66,6 +66,12 @@ def test_missing_run_file_and_no_run_directory(tmp_path: Path) -> None:
     refuse(spark("export", str(tmp_path), cwd=tmp_path), 2, "no run directory")
 
 
+def test_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = spark("up", str(DEMO), "--set", f"run.dir={tmp_path / 'file'}", cwd=tmp_path)
+    refuse(result, 1, "Not a directory", str(tmp_path / "file"))
+
+
 def test_unknown_environment_variable(tmp_path: Path) -> None:
     refuse(spark("up", str(DEMO), cwd=tmp_path, SPARK_LERNER__LR="1"), 2, "SPARK_LERNER__LR", "did you mean")
 

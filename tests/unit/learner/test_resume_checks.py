@@ -1,0 +1,83 @@
+"""A run goes on only with the prompts and the model it was started with; a bad gradient changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import SettingsError
+from common.messages import ChatMessage
+from common.settings import Learner, Model, Settings
+from learner.__main__ import _reconcile
+from learner.checkpoint import Checkpoint, State
+from learner.engine import TorchEngine
+from learner.packing import pack
+from learner.prompts import Prompt, PromptSource
+
+BASE = Path(__file__).resolve().parents[3] / "examples" / "arithmetic" / "base"
+
+
+def source(questions: list[str], seed: int = 0, shuffle: bool = True) -> PromptSource:
+    prompts = [
+        Prompt(index=i, question=q, messages=(ChatMessage.user(q),), answer="1", verifier="exact")
+        for i, q in enumerate(questions)
+    ]
+    return PromptSource(prompts, seed=seed, shuffle=shuffle)
+
+
+def test_fingerprint_changes_with_order_and_content_only() -> None:
+    questions = [f"q{i}" for i in range(40)]
+    same = source(questions).fingerprint()
+    assert same == source(list(questions)).fingerprint()
+    others = [
+        source([*questions, "more"]),
+        source(["other", *questions[1:]]),
+        source(questions, seed=1),
+        source(questions, shuffle=False),
+    ]
+    assert same not in [other.fingerprint() for other in others]
+    assert len({other.fingerprint() for other in others}) == len(others)
+
+
+def test_other_prompts_than_those_of_the_checkpoint_are_refused(streams) -> None:
+    state = State(epoch=1, policy_version=2, cursor=0, endings=(), ended_uids=frozenset(), prompts="these")
+    saved = Checkpoint(folder=Path("e000001-s00000002"), state=state)
+    streams.client.set(streams.keys.cursor, 0)
+    streams.take_fence(1, "1:a")
+    with pytest.raises(SettingsError, match="prompts are not those of checkpoint e000001-s00000002"):
+        _reconcile(streams, "1:a", saved, "others")
+    assert _reconcile(streams, "1:a", saved, "these") == 0
+
+
+def engine(**learner: object) -> TorchEngine:
+    return TorchEngine(Settings(model=Model(path=str(BASE), dtype="bfloat16"), learner=Learner(**learner)))
+
+
+def test_the_learner_trains_in_float32_whatever_the_actors_use() -> None:
+    assert {parameter.dtype for parameter in engine().model.parameters()} == {torch.float32}
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(make_sample) -> None:
+    trained = engine(warmup_steps=0, lr=1e-3)
+    before = {name: p.detach().clone() for name, p in trained.model.named_parameters()}
+    sample = make_sample(np.random.default_rng(0), prompt=4, tokens=3)
+    report = trained.step(pack([replace(sample, advantage=float("inf"))], 1000))
+    assert report["skipped"] == 1.0
+    assert trained.policy_version == 1
+    assert all(torch.equal(before[name], p) for name, p in trained.model.named_parameters())
+    assert trained.step(pack([replace(sample, advantage=1.0)], 1000))["skipped"] == 0.0
+    assert not all(torch.equal(before[name], p) for name, p in trained.model.named_parameters())
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    trained = engine()
+    trained.write_checkpoint(tmp_path)
+    save_file({"other.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(SettingsError, match="another model"):
+        trained.read_checkpoint(tmp_path, 3)
