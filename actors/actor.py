@@ -70,7 +70,14 @@ class Actor:
         self._working: dict[str, tuple[Delivery, Task]] = {}
         self._verdicts_due: list[tuple[Generated, PendingVerdicts]] = []
         self._beaten = float("-inf")
-        self._counts = {"groups": 0, "rollouts": 0, "tokens": 0, "lost_leases": 0, "verifier_errors": 0}
+        self._counts = {
+            "groups": 0,
+            "rollouts": 0,
+            "tokens": 0,
+            "lost_leases": 0,
+            "verifier_errors": 0,
+            "unverified_groups": 0,
+        }
         self._waited_s = 0.0
         self._paused_until = float("-inf")
 
@@ -181,6 +188,7 @@ class Actor:
     def _retry_or_bury(self, delivery: Delivery, verdict: Verdict) -> None:
         """No completion could be verified. That is a failure, never a reward of 0."""
         reason = f"verifier {verdict.verifier}: {verdict.status}: {verdict.detail}"
+        self._counts["unverified_groups"] += 1
         if delivery.deliveries >= self._max_deliveries:
             return self._bury(delivery, reason)
         log.warning("actor.task_handed_back", uid=delivery.uid, reason=reason, deliveries=delivery.deliveries)

@@ -12,9 +12,9 @@ from common.server import BLOCK_MS
 from common.streams import Delivery, Streams
 
 PAGE: Final = 100
+"""Rows of the own pending list read at once."""
 IDLE_LOOK_S: Final = 0.5
 """How often a consumer with nothing to do looks for entries that were handed back."""
-"""Rows of the own pending list read at once."""
 
 
 class Consumer:

@@ -158,13 +158,13 @@ class Streams(Calls):
         value = self._retry(lambda: self.client.get(self.keys.cursor))
         return None if value is None else int(value)
 
-    def issue(self, token: str, cursor: int, tasks: Sequence[Task], next_cursor: int | None = None) -> int:
-        """Move the cursor and append the tasks, once. Returns the cursor afterwards. Raises Fenced, ServerFull."""
-        next_cursor = cursor + len(tasks) if next_cursor is None else next_cursor
-        if tasks and next_cursor <= cursor:
-            raise ValueError(f"next_cursor={next_cursor} must be above cursor={cursor}: it makes a repeat harmless")
+    def issue(self, token: str, cursor: int, tasks: Sequence[Task]) -> int:
+        """Move the cursor past the tasks and append them, once. Returns the cursor afterwards.
+
+        Raises Fenced, ServerFull.
+        """
         keys = self.keys
-        args: list[Any] = [token, cursor, next_cursor]
+        args: list[Any] = [token, cursor, cursor + len(tasks)]
         for task in tasks:
             args += [task.uid, encode(task)]
         names = [keys.fence, keys.cursor, keys.tasks("policy"), keys.ledger, keys.events]

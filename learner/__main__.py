@@ -135,11 +135,10 @@ def _reconcile(streams: Streams, token: str, saved: Checkpoint | None, fingerpri
 def _adopt(streams: Streams, epoch: int) -> Consumer:
     """This epoch's consumer, with everything that older epochs had read and not acknowledged."""
     sources = [streams.keys.rollouts("judge"), streams.keys.rollouts("policy")]
-    name = f"learner-e{epoch:06d}"
-    for source in sources:
-        if moved := streams.adopt(source, LEARNER, name):
-            log.info("learner.adopted", stream=source, entries=moved)
-    return Consumer(streams, LEARNER, name, sources)
+    consumer = Consumer(streams, LEARNER, f"learner-e{epoch:06d}", sources)
+    if moved := consumer.adopt():
+        log.info("learner.adopted", entries=moved)
+    return consumer
 
 
 def _guard(checkpoints: CheckpointStore, epoch: int) -> Callable[[], None]:

@@ -95,6 +95,7 @@ class Intake:
         prompts: acknowledged entries are what can be deleted, and no step may ever come without new prompts.
         """
         self._policy_version = policy_version
+        self._mark_events()
         while self._poll(None):  # what has arrived: it may be older than what is ready, and judge groups may be in it
             pass
         self._expire()
@@ -111,7 +112,7 @@ class Intake:
             on_their_way = self._admission.in_flight("policy", ledger) + issued - len(self._ready["policy"])
             full = self._full(quota, on_their_way)
             full_since = (full_since or self._clock()) if full else None
-            if full_since is not None and not self._worth_waiting(quota, ledger, self._clock() - full_since):
+            if full_since is not None and not self._worth_waiting(quota, self._clock() - full_since):
                 self._beat("updating", policy_version)
                 return self._cut(quota)
             self._beat("waiting for judge groups" if full else "waiting for policy groups", policy_version)
@@ -121,11 +122,17 @@ class Intake:
                 progressed = self._clock()
             elif self._clock() - progressed > self._settings.learner.no_progress_s:
                 progressed = self._clock()
-                log.warning("learner.no_progress", **self.waiting_for(quota))
+                log.warning("learner.no_progress", **self.waiting_for(quota, full=full))
         return None
 
-    def waiting_for(self, quota: Quota) -> dict[str, object]:
-        """What the learner waits for, and who should end the wait."""
+    def waiting_for(self, quota: Quota, *, full: bool) -> dict[str, object]:
+        """What the learner waits for, and who should end the wait. ``full``: the policy part of the batch is there."""
+        if full:
+            return {
+                "waits_for": f"{quota.judge} judge groups, or older policy groups",
+                "ready": len(self._ready["judge"]),
+                "unblocked_by": "the recycler and actors, or judge_wait_s and straggler_wait_s",
+            }
         return {
             "waits_for": f"{quota.policy} policy groups",
             "ready": len(self._ready["policy"]),
@@ -138,6 +145,12 @@ class Intake:
         self.endings = self.endings[len(endings) :]
         for ending in endings:
             self._consumer.held[ending.stream].discard(ending.id)
+
+    def _mark_events(self) -> None:
+        """Deaths are looked for from here on: a run that goes well for days must not read back all its events."""
+        newest = self._streams.newest_event()
+        if self._streams.ledger()["dead:policy"] == self._dead:  # read after the mark: no death lies before it
+            self._newest_event = newest
 
     def _forget_dead(self, dead: int) -> None:
         """Tasks that died at an actor are on nobody's way: no batch waits for them."""
@@ -234,7 +247,7 @@ class Intake:
             account.cut()  # all right or all wrong: nothing to learn from, look further
         return ready > 0
 
-    def _worth_waiting(self, quota: Quota, ledger: dict[str, int], waited_s: float) -> bool:
+    def _worth_waiting(self, quota: Quota, waited_s: float) -> bool:
         """A full batch waits a bounded time for old policy groups it would otherwise drop, and for judge groups."""
         learner, bound = self._settings.learner, self._settings.staleness.max_staleness
         last_chance = range(self._policy_version - bound, self._policy_version + learner.updates_per_batch - bound)
@@ -243,9 +256,9 @@ class Intake:
             return True
         if len(self._ready["judge"]) >= quota.judge or waited_s >= learner.judge_wait_s:
             return False
-        return self._judge_on_its_way(ledger)
+        return self._judge_on_its_way()
 
-    def _judge_on_its_way(self, ledger: dict[str, int]) -> bool:
+    def _judge_on_its_way(self) -> bool:
         """False once the recycler has looked at everything, under the present grant, and its tasks are all back."""
         progress = self._streams.progress()
         through, grant = progress.get("recycled_through", "0-0"), int(progress.get("recycled_grant", "-1"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from common.errors import Fenced
 from common.messages import ChatMessage, Sampling, Task, TextPart, uid_of
@@ -55,26 +56,31 @@ class Issuer:
     def _task(self, prompt: Prompt, epoch: int, policy_version: int) -> Task:
         settings, sampling = self._settings, self._settings.sampling
         template = self._templates.ref(self._templates.solve)
-        uid = uid_of(settings.run.name, prompt.index, "solve", template, epoch)
-        return Task(
-            uid=uid,
-            objective="solve",
-            messages=solve_messages(prompt, self._templates),
-            question=prompt.question,
-            answer=prompt.answer,
-            verifier=prompt.verifier,
-            verifier_args=prompt.verifier_args,
-            sampling=Sampling(
-                n=sampling.group_size,
-                max_new_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                seed=_seed(settings.run.seed, epoch, prompt.index),
-            ),
-            template=template,
-            dataset_index=prompt.index,
-            dataset_epoch=epoch,
-            issued_version=policy_version,
+        drawn = Sampling(
+            n=sampling.group_size,
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            seed=_seed(settings.run.seed, epoch, prompt.index),
         )
+        uid = uid_of(settings.run.name, prompt.index, "solve", template, epoch)
+        task = solve_task(prompt, self._templates, uid, drawn)
+        return replace(task, dataset_epoch=epoch, issued_version=policy_version)
+
+
+def solve_task(prompt: Prompt, templates: TemplateSet, uid: str, sampling: Sampling) -> Task:
+    """A dataset prompt as a task, for training or evaluation."""
+    return Task(
+        uid=uid,
+        objective="solve",
+        messages=solve_messages(prompt, templates),
+        question=prompt.question,
+        answer=prompt.answer,
+        verifier=prompt.verifier,
+        verifier_args=prompt.verifier_args,
+        sampling=sampling,
+        template=templates.ref(templates.solve),
+        dataset_index=prompt.index,
+    )
 
 
 def solve_messages(prompt: Prompt, templates: TemplateSet) -> tuple[ChatMessage, ...]:

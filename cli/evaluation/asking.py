@@ -13,7 +13,7 @@ from common.messages import RolloutGroup, Sampling, Task, uid_of
 from common.settings import Sampling as SamplingSettings
 from common.settings import Settings
 from common.templates import ReflectTemplate, TemplateSet
-from learner.issuer import solve_messages
+from learner.issuer import solve_task
 from learner.prompts import Prompt, PromptSource, open_prompts
 from recycler.judge_tasks import Source, TaskBuilder
 
@@ -31,23 +31,13 @@ class Asking:
     def solve(self, prompt: Prompt, stage: str, *, n: int = 1) -> Task:
         ref = self.templates.ref(self.templates.solve)
         uid = uid_of("evaluation", self.seed, stage, prompt.index, prompt.question, ref)
-        return Task(
-            uid=uid,
-            objective="solve",
-            messages=solve_messages(prompt, self.templates),
-            question=prompt.question,
-            answer=prompt.answer,
-            verifier=prompt.verifier,
-            verifier_args=prompt.verifier_args,
-            sampling=Sampling(
-                n=n,
-                max_new_tokens=self.sampling.max_new_tokens,
-                temperature=self.sampling.temperature,
-                seed=seed_of(uid),
-            ),
-            template=ref,
-            dataset_index=prompt.index,
+        drawn = Sampling(
+            n=n,
+            max_new_tokens=self.sampling.max_new_tokens,
+            temperature=self.sampling.temperature,
+            seed=seed_of(uid),
         )
+        return solve_task(prompt, self.templates, uid, drawn)
 
     def pointwise(self, source: Source, position: int, stage: str, *, greedy: bool = False) -> Task:
         """Is this answer right? Letters without a meaning are exchanged in every other round over the templates."""

@@ -254,6 +254,9 @@ def test_a_task_no_completion_of_which_can_be_verified_comes_back_and_then_dies(
     assert stage.groups() == []
     assert stage.dead() == [("a", "verifier exact@1: error: it broke")]
     assert ledger(run) == {"issued:policy": 1, "dead:policy": 1}
+    stage.clock.now += 2.0
+    stage.tick()
+    assert run.streams.members()["actor-0"]["unverified_groups"] == 3
 
 
 def test_one_completion_that_cannot_be_verified_is_marked_and_the_group_shipped(run, make_stage) -> None:

@@ -728,3 +728,30 @@ def test_the_same_entry_read_again_is_no_twin(make_world) -> None:
     assert len(world.take(0)) == 2
     assert [ending.uid for ending in intake.endings if not ending.uid] == []
     assert world.settle()["trained:policy"] == 2
+
+
+def test_a_death_between_two_batches_is_noticed(make_world) -> None:
+    world = make_world(eta=1, straggler_wait_s=30.0)
+    left: list[Delivery] = []
+
+    def ship_two() -> None:
+        if not left:
+            left.extend(world.claim())
+            world.ship([left.pop(), left.pop()], 0)
+
+    world.on_wait = ship_two
+    assert len(world.take(0)) == 2
+    doomed, *others = left
+    world.streams.bury(doomed, ACTORS, "prompt too long", "policy")
+    world.on_wait = lambda: (world.ship(others, 0), others.clear(), world.ship_all(1))
+    world.take(1)
+    assert doomed.uid not in world.issuer.outstanding
+
+
+def test_a_wait_names_what_it_waits_for_and_who_ends_it(make_world) -> None:
+    intake, quota = make_world().intake, Quota(policy=2, judge=3)
+    policy, judge = intake.waiting_for(quota, full=False), intake.waiting_for(quota, full=True)
+    assert "2 policy groups" in policy["waits_for"]
+    assert "actors" in policy["unblocked_by"]
+    assert "3 judge groups" in judge["waits_for"]
+    assert "recycler" in judge["unblocked_by"]

@@ -53,18 +53,6 @@ def test_nobody_issues_before_the_fence_is_taken(streams: Streams, make_task) ->
         streams.issue("1:a", 0, [make_task("a")])
 
 
-def test_prompts_may_be_skipped(run, make_task) -> None:
-    assert run.streams.issue(run.token, 0, [make_task("c")], next_cursor=3) == 3
-    assert run.streams.issue(run.token, 3, [], next_cursor=7) == 7
-    assert run.streams.ledger()["issued:policy"] == 1
-
-
-def test_a_cursor_that_stands_still_is_refused(run, make_task) -> None:
-    """Its repeat would issue twice."""
-    with pytest.raises(ValueError, match="next_cursor=0"):
-        run.streams.issue(run.token, 0, [make_task("a")], next_cursor=0)
-
-
 def test_hundreds_of_tasks_go_in_one_call(run) -> None:
     run.issue(*(f"u{i}" for i in range(700)))
     assert len(run.uids(run.tasks)) == 700

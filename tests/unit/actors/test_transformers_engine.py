@@ -9,47 +9,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny_llama import EOS, VOCABULARY, tiny_llama, tiny_tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from actors.engine import Generated, Request
 from actors.transformers_engine import TransformersEngine
 from common.errors import SettingsError, TaskError, WeightsError
 from common.messages import ChatMessage, Completion, Sampling
 
-VOCABULARY = 24
-EOS = 2
-POSITIONS = 64
-
-
-def tiny_llama(seed: int) -> LlamaForCausalLM:
-    """A random model that is sure enough of itself for its log-probs to differ, and seldom stops."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=POSITIONS,
-        tie_word_embeddings=True,
-        initializer_range=0.5,
-        bos_token_id=1,
-        eos_token_id=EOS,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval()
-
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    words = {"<pad>": 0, "<bos>": 1, "<eos>": EOS} | {f"w{index}": index for index in range(3, VOCABULARY)}
-    raw = Tokenizer(models.WordLevel(words, unk_token="w3"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
-    fast.chat_template = "<bos> {% for m in messages %}{{ m['content'] }} {% endfor %}"
-    return fast
+    return tiny_tokenizer("<bos> {% for m in messages %}{{ m['content'] }} {% endfor %}")
 
 
 @pytest.fixture

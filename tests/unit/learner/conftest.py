@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny_llama import VOCABULARY, tiny_llama, tiny_tokenizer
 
 from common.messages import (
     ChatMessage,
@@ -26,7 +24,6 @@ from common.messages import (
 from learner.samples import Sample
 
 MakeGroup = Callable[..., RolloutGroup]
-VOCABULARY = 24
 
 
 def make_group(
@@ -103,26 +100,6 @@ def make_sample_fixture() -> Callable[..., Sample]:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama with a word-level tokenizer, as a Hugging Face directory."""
     folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    words = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {f"w{index}": index for index in range(3, VOCABULARY)}
-    raw = Tokenizer(models.WordLevel(words, unk_token="w3"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
-    tokenizer.save_pretrained(folder)
+    tiny_llama(0, initializer_range=0.3).save_pretrained(folder)
+    tiny_tokenizer("{% for m in messages %}{{ m['content'] }} {% endfor %}").save_pretrained(folder)
     return folder
