@@ -116,7 +116,7 @@ def _reconcile(streams: Streams, token: str, saved: Checkpoint | None, fingerpri
     cursor = streams.cursor()
     if saved is None:
         return cursor or 0
-    if saved.state.prompts not in ("", fingerprint):
+    if saved.state.prompts != fingerprint:
         raise SettingsError(
             f"the prompts are not those of checkpoint {saved.folder.name}: prompts, their order and run.seed are fixed "
             "for a run, since each is trained once; restore them, or start under a new run.name"

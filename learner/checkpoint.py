@@ -92,7 +92,7 @@ class CheckpointStore:
 
     def newest(self) -> Checkpoint | None:
         """The newest valid checkpoint by (epoch, step). A broken one is logged and passed over."""
-        for folder in sorted(self._folders(), reverse=True):
+        for folder in self._folders():
             try:
                 return Checkpoint(folder=folder, state=_read(folder))
             except (OSError, ValueError, KeyError, TypeError) as error:
@@ -100,17 +100,24 @@ class CheckpointStore:
         return None
 
     def _unused(self, name: str) -> Path:
-        """A step that was saved before keeps its folder until the new one is complete; names sort by age."""
-        taken = [path.name for path in self._folders() if path.name.partition(".")[0] == name]
-        last = max((int(other.partition(".")[2] or 0) for other in taken), default=-1)
-        return self.root / (name if last < 0 else f"{name}.{last + 1}")
+        """A step that was saved before keeps its folder until the new one is complete."""
+        taken = [_age(path) for path in self._folders() if path.name.partition(".")[0] == name]
+        return self.root / (f"{name}.{max(taken)[1] + 1}" if taken else name)
 
     def _folders(self) -> list[Path]:
-        return [path for path in self.root.glob("e*-s*") if not path.name.endswith(".tmp")]
+        """Complete checkpoints, the newest first."""
+        found = [path for path in self.root.glob("e*-s*") if not path.name.endswith(".tmp")]
+        return sorted(found, key=_age, reverse=True)
 
     def _remove_older(self) -> None:
-        for folder in sorted(self._folders(), reverse=True)[self._kept :]:
+        for folder in self._folders()[self._kept :]:
             shutil.rmtree(folder)
+
+
+def _age(folder: Path) -> tuple[str, int]:
+    """Sorts by epoch and step (digits of fixed width), then by how often the step was saved before (a number)."""
+    name, _, again = folder.name.partition(".")
+    return name, int(again or 0)
 
 
 def _read(folder: Path) -> State:

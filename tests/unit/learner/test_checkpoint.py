@@ -116,6 +116,13 @@ def test_a_step_saved_again_keeps_the_first_until_the_second_is_complete(store) 
     assert store.newest().state == state(5)
 
 
+def test_a_step_saved_a_dozen_times_is_read_as_it_was_saved_last(store) -> None:
+    """As a learner does that waits for a full server to have room: "….10" is younger than "….9"."""
+    for cursor in range(12):
+        store.save(replace(state(4), cursor=cursor), write)
+        assert store.newest().state.cursor == cursor
+
+
 def test_files_are_on_disk_before_the_name_and_the_name_before_the_return(store, monkeypatch) -> None:
     """The order that survives a power cut: every file, its folder, the rename, the parent."""
     steps = []
