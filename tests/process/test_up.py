@@ -76,14 +76,18 @@ def test_an_interrupted_run_leaves_no_process_and_resumes(start: Callable[..., U
 
 
 def test_killed_processes_are_restarted_and_nothing_is_lost_or_counted_twice(start: Callable[..., Up]) -> None:
-    up = start("learner.max_steps=12", "redis.lease_s=4")
+    up = start("learner.max_steps=10000", "redis.lease_s=4")  # more than it can do: the run must not end before the kills
     until(lambda: len(steps_of(up.run)) >= 3, "three steps")
     for member in ("actor-0", "recycler", "learner"):
         before = processes_of(up.run)[member]
         os.kill(before, signal.SIGKILL)
         until(lambda: processes_of(up.run).get(member, before) != before, f"a new {member}")  # noqa: B023
+    reached = len(steps_of(up.run))
+    until(lambda: len(steps_of(up.run)) >= reached + 3, "three steps after the last kill")
+    up.interrupt()
     assert up.wait() == 0, up.output.read_text()
-    assert steps_of(up.run) == list(range(1, 13))
+    steps = steps_of(up.run)
+    assert steps == list(range(1, len(steps) + 1))
     ledger = summary(up.run)["ledger"]
     assert ledger["balanced"] is True
     saved = CheckpointStore(up.run / "checkpoints", 2).newest()
