@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 
@@ -28,6 +29,14 @@ HEARTBEAT_S = 2.0
 FULL_PAUSE_S = 1.0
 VERDICT_POLL_S = 0.002
 HEARTBEAT_TTL_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Unverified:
+    generated: Generated
+    verdicts: PendingVerdicts
+    epoch: int
+    """Learner epoch of the weights that generated it."""
 
 
 class Actor:
@@ -68,7 +77,7 @@ class Actor:
         self._kinds: dict[str, Kind] = {keys.tasks("judge"): "judge", keys.tasks("policy"): "policy"}
         self._consumer = Consumer(streams, ACTORS, name, list(self._kinds), lease_s=lease_s, clock=clock)
         self._working: dict[str, tuple[Delivery, Task]] = {}
-        self._verdicts_due: list[tuple[Generated, PendingVerdicts]] = []
+        self._verdicts_due: list[_Unverified] = []
         self._beaten = float("-inf")
         self._counts = {
             "groups": 0,
@@ -77,6 +86,7 @@ class Actor:
             "lost_leases": 0,
             "verifier_errors": 0,
             "unverified_groups": 0,
+            "returned": 0,
         }
         self._waited_s = 0.0
         self._paused_until = float("-inf")
@@ -84,11 +94,14 @@ class Actor:
     def tick(self) -> None:
         """One round; at most IDLE_BLOCK_MS long when there is nothing to do."""
         claimed = self._claim()
-        self.policy.follow(now=claimed or self._engine.policy_version < 0)
+        self._follow(now=bool(claimed) or self._engine.policy_version < 0)
+        for delivery in claimed:
+            self._start(delivery)
         if self.policy.may_generate:
             for generated in self._engine.step():
                 _, task = self._working[generated.request.key]
-                self._verdicts_due.append((generated, self._verifying.submit(task, generated.completions)))
+                pending = self._verifying.submit(task, generated.completions)
+                self._verdicts_due.append(_Unverified(generated, pending, self.policy.epoch))
         elif not claimed:
             self._wait(self.policy.published_version)
         self._ship_verified()
@@ -103,18 +116,29 @@ class Actor:
         self._streams.heartbeat(self.name, {"role": "actor", "state": "stopped"}, ttl_s=1.0)
         log.info("actor.stopped", handed_back=handed_back, **self._counts)
 
-    def _claim(self) -> bool:
+    def _claim(self) -> list[Delivery]:
         idle = not self._engine.groups_in_flight and not self._verdicts_due
         started = self._clock()
         if started < self._paused_until:
-            return False
+            return []
         room = self._groups_in_flight - self._engine.groups_in_flight
         deliveries = self._consumer.claim(room, IDLE_BLOCK_MS if idle else None)
         if idle:
             self._waited_s += self._clock() - started
-        for delivery in deliveries:
-            self._start(delivery)
-        return bool(deliveries)
+        return deliveries
+
+    def _follow(self, *, now: bool) -> None:
+        """Take newer weights. Those of another learner start everything anew: a completion never mixes two lines."""
+        epoch = self.policy.epoch
+        self.policy.follow(now=now)
+        if self.policy.epoch == epoch:
+            return
+        self._engine.forget()
+        finished = {due.generated.request.key for due in self._verdicts_due}
+        for key in [key for key in self._working if key not in finished]:
+            delivery, _ = self._working.pop(key)
+            if delivery.id in self._consumer.held[delivery.stream]:
+                self._start(delivery)
 
     def _start(self, delivery: Delivery) -> None:
         if delivery.key in self._working:  # its lease was lost and came back while it was still being generated
@@ -124,12 +148,26 @@ class Actor:
             return self._bury(delivery, f"delivered {delivery.deliveries - 1} times without a result")
         try:
             task = decode(Task, delivery.payload)
+            if self.policy.is_ahead(task):
+                return self._return(delivery)
             prompt_token_ids = self._engine.tokenize(task.messages)
             self._engine.add(Request(key=delivery.key, prompt_token_ids=prompt_token_ids, sampling=task.sampling))
         except (InvalidMessage, TaskError) as error:
             return self._bury(delivery, str(error))
         self._working[delivery.key] = (delivery, task)
         return None
+
+    def _return(self, delivery: Delivery) -> None:
+        """To the learner, which issues it again when its time comes. On a full server: to anybody, for another try."""
+        product = Product(uid=delivery.uid, payload=delivery.payload)
+        try:
+            self._streams.transfer(delivery.stream, ACTORS, self._streams.keys.returned, [(delivery.id, [product])])
+        except ServerFull as error:
+            log.warning("actor.cannot_return", reason=str(error))
+            self._streams.hand_back(delivery.stream, ACTORS, self.name, [delivery.id])
+            self._paused_until = self._clock() + FULL_PAUSE_S
+        self._consumer.done(delivery)
+        self._counts["returned"] += 1
 
     def _wait(self, published_version: int) -> None:
         """No usable weights yet; unblocked by the learner publishing, or by readable files of the version it did."""
@@ -143,29 +181,30 @@ class Actor:
         if self._clock() < self._paused_until:
             return
         due, self._verdicts_due = self._verdicts_due, []
-        for generated, pending in due:
-            if not pending.done():
-                self._verdicts_due.append((generated, pending))
+        for one in due:
+            if not one.verdicts.done():
+                self._verdicts_due.append(one)
                 continue
-            delivery, task = self._working[generated.request.key]
+            delivery, task = self._working[one.generated.request.key]
             if delivery.id in self._consumer.held[delivery.stream]:
                 try:
-                    self._finish(delivery, self._group(task, generated, pending.verdicts()))
+                    self._finish(delivery, self._group(task, one))
                 except ServerFull as error:  # kept until consumers have made room; nothing new is claimed meanwhile
                     self._paused_until = self._clock() + FULL_PAUSE_S
-                    self._verdicts_due.append((generated, pending))
+                    self._verdicts_due.append(one)
                     log.warning("actor.paused", reason=str(error))
                     continue
-            del self._working[generated.request.key]
+            del self._working[one.generated.request.key]
 
-    def _group(self, task: Task, generated: Generated, verdicts: tuple[Verdict, ...]) -> RolloutGroup:
+    def _group(self, task: Task, one: _Unverified) -> RolloutGroup:
+        generated, verdicts = one.generated, one.verdicts.verdicts()
         pairs = zip(generated.completions, verdicts, strict=True)
         return RolloutGroup(
             task=task,
             prompt_token_ids=generated.request.prompt_token_ids,
             rollouts=tuple(Rollout(completion=completion, verdict=verdict) for completion, verdict in pairs),
             actor=self.name,
-            weights_epoch=self.policy.epoch,
+            weights_epoch=one.epoch,
             generated_at=self._wall_clock(),
         )
 

@@ -51,6 +51,10 @@ class Engine(Protocol):
         """Sample one more token of every running completion; returns the groups that are now complete."""
         ...
 
+    def forget(self) -> None:
+        """Drop every group in flight: none of them is returned by ``step`` any more."""
+        ...
+
     def apply(self, files: Sequence[Path], policy_version: int) -> None:
         """Replace the weights, all or nothing. Tokens from now on carry ``policy_version`` in their spans.
 

@@ -11,7 +11,7 @@ import structlog
 from actors.engine import Engine
 from common.codec import decode
 from common.errors import InvalidMessage, WeightsError
-from common.messages import WeightManifest
+from common.messages import Task, WeightManifest
 from common.staleness import may_generate
 from common.streams import Streams
 from common.weights import verified
@@ -31,7 +31,9 @@ class PolicyFollower:
         self, streams: Streams, engine: Engine, max_staleness: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.epoch = 0
+        """Learner epoch of the applied weights."""
         self.published_version = -1
+        self._published_epoch = 0
         self.failures = 0
         self._streams = streams
         self._engine = engine
@@ -44,7 +46,13 @@ class PolicyFollower:
     def may_generate(self) -> bool:
         """The generation gate: weights are there, and no further behind than the bound."""
         applied = self._engine.policy_version
-        return applied >= 0 and may_generate(applied, self.published_version, self._max_staleness)
+        if applied < 0 or self.epoch != self._published_epoch:  # another learner's line: these weights may be lost ones
+            return False
+        return may_generate(applied, self.published_version, self._max_staleness)
+
+    def is_ahead(self, task: Task) -> bool:
+        """A prompt that a lost line of weights issued, for a version that does not exist (again) yet."""
+        return task.kind == "policy" and 0 <= self.published_version < task.issued_version
 
     def follow(self, *, now: bool = False) -> None:
         """Apply the newest weights if there are newer ones. Unless ``now``, at most every POLL_S."""
@@ -54,7 +62,7 @@ class PolicyFollower:
         manifest = self._newest()
         if manifest is None or (manifest.epoch, manifest.version) <= (self.epoch, self._engine.policy_version):
             return
-        self.published_version = manifest.version
+        self.published_version, self._published_epoch = manifest.version, manifest.epoch
         if self._clock() < self._retry_at.get(manifest, float("-inf")):
             return
         try:

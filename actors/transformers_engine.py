@@ -136,13 +136,13 @@ class TransformersEngine:
             self._replace(tensors)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise WeightsError(f"weights of version {policy_version} do not load: {error}") from error
-        went_back, self.policy_version = policy_version < self.policy_version, policy_version
-        if self._batch is None:
-            return
-        if went_back:  # a learner resumed from a checkpoint: what the abandoned versions began, it starts anew
-            self._batch = self._batch.restarted()
-        elif self._kv_on_update == "recompute":
+        self.policy_version = policy_version
+        if self._batch is not None and self._kv_on_update == "recompute":
             self._batch.forget_cache()
+
+    def forget(self) -> None:
+        self._batch = None
+        self._waiting.clear()
 
     @torch.no_grad()
     def _replace(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -217,10 +217,6 @@ class _Batch:
 
     def forget_cache(self) -> None:
         self._cache = None
-
-    def restarted(self) -> _Batch:
-        """The unfinished groups from their first token on."""
-        return _Batch([request for request in self._requests if request.key in self.unfinished], self._pad_id)
 
     def _prefill(self, model: Any, prefixes: list[list[int]]) -> torch.Tensor:
         length = max(map(len, prefixes))

@@ -35,11 +35,14 @@ class Up(WithRunFile):
 
     actors: int | None = None
     """Number of actors, instead of actor.count."""
+    rebuild: bool = False
+    """On a server that lost the run: go on from the newest checkpoint, issuing again what it has not trained."""
 
     def cli_cmd(self) -> None:
         from cli.up import up
 
-        up(self.settings(*([] if self.actors is None else [f"actor.count={self.actors}"])))
+        actors = [] if self.actors is None else [f"actor.count={self.actors}"]
+        up(self.settings(*actors, *(["redis.rebuild=true"] if self.rebuild else [])))
 
 
 class ActorCommand(WithRunFile):

@@ -19,7 +19,7 @@ def export(run: Path, to: Path | None) -> None:
             f"{run_directory.path} has no valid checkpoint yet; the first comes after checkpoint_every steps"
         )
 
-    from learner.engine import TorchEngine
+    from learner.torch_engine import TorchEngine
 
     engine = TorchEngine(run_directory.settings)
     engine.read_checkpoint(saved.folder, saved.state.policy_version)
@@ -34,7 +34,7 @@ def newest_checkpoint(run: RunDirectory) -> Checkpoint | None:
 
 def exported_version(folder: Path) -> int | None:
     """Policy version of an export; None when there is none, or one that was cut off."""
-    from learner.engine import EXPORTED_FILE
+    from learner.torch_engine import EXPORTED_FILE
 
     path = folder / EXPORTED_FILE
     return int(json.loads(path.read_text(encoding="utf-8"))["policy_version"]) if path.is_file() else None

@@ -58,7 +58,7 @@ class RunDirectory:
     def create(self) -> None:
         """Make the directory and write the resolved settings. Secrets are left out: they come from the environment."""
         self.path.mkdir(parents=True, exist_ok=True)
-        values = self.settings.model_dump(mode="json", exclude={"redis": {"url"}}, exclude_none=True)
+        values = self.settings.model_dump(mode="json", exclude={"redis": {"url", "rebuild"}}, exclude_none=True)
         values["run"]["dir"] = str(self.settings.run.dir.absolute())
         self.config.write_text(tomli_w.dumps(values), encoding="utf-8")
 
@@ -89,8 +89,9 @@ def server_of(run: RunDirectory) -> str | None:
         return recorded if loaded(client) else None
 
 
-def child_environment(url: str) -> dict[str, str]:
+def child_environment(url: str, *, rebuild: bool = False) -> dict[str, str]:
     """Environment of a run's process. config.toml is resolved already, so nothing else may override it."""
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("SPARK_")}
     threads: dict[str, Any] = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-    return {**kept, **threads, "SPARK_REDIS__URL": url, "PYTHONUNBUFFERED": "1"}
+    redis = {"SPARK_REDIS__URL": url, "SPARK_REDIS__REBUILD": str(rebuild).lower()}
+    return {**kept, **threads, **redis, "PYTHONUNBUFFERED": "1"}

@@ -15,11 +15,11 @@ from typing import Any, Final
 import structlog
 
 from cli.services import Service
-from common.errors import Fenced, ServerError, SettingsError, SparkError
+from common.errors import Fenced, ServerError, SettingsError, SparkError, TooManyDead, WipedServer
 
 log = structlog.get_logger()
 
-FATAL: Final = (SettingsError.exit_code, Fenced.exit_code)
+FATAL: Final = (SettingsError.exit_code, Fenced.exit_code, WipedServer.exit_code, TooManyDead.exit_code)
 """Exit codes that a restart cannot mend."""
 LONGEST_DELAY_S: Final = 30.0
 STEADY_S: Final = 60.0
@@ -146,4 +146,5 @@ def _end_with_parent() -> None:
 
 
 def _error_for(code: int) -> type[SparkError]:
-    return {2: SettingsError, 3: ServerError, 42: Fenced}.get(code, SparkError)
+    kinds: tuple[type[SparkError], ...] = (SettingsError, ServerError, Fenced, WipedServer, TooManyDead)
+    return {kind.exit_code: kind for kind in kinds}.get(code, SparkError)

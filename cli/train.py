@@ -46,7 +46,9 @@ def train(run: RunDirectory, watch: Watch) -> Trained:
                 m: str(beat.get("state", "alive")) if beat else "not running" for m, beat in streams.members().items()
             }
 
-        supervisor = Supervisor(services(run.settings), run.config, run.logs, child_environment(url))
+        supervisor = Supervisor(
+            services(run.settings), run.config, run.logs, child_environment(url, rebuild=run.settings.redis.rebuild)
+        )
         with shared_memory_freed(run.settings):
             finished = asyncio.run(supervisor.run(lambda: watch(states)))
         return Trained(finished=finished, ledger=streams.conservation(), wall_s=time.monotonic() - started)

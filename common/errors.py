@@ -24,10 +24,22 @@ class ServerFull(ServerError):
     consuming, renewing and acknowledging go on, which is what makes room."""
 
 
+class WipedServer(ServerError):
+    """The server does not hold the data of this run (any more). Going on needs a decision of the user."""
+
+    exit_code = 4
+
+
 class Fenced(SparkError):
     """A newer learner epoch exists: this learner must stop and change nothing more."""
 
     exit_code = 42
+
+
+class TooManyDead(SparkError):
+    """So many tasks ended in the dead letters that going on would only waste prompts."""
+
+    exit_code = 5
 
 
 class InvalidMessage(SparkError):

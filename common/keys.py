@@ -33,6 +33,16 @@ class Keys:
         return self._key("weights")
 
     @property
+    def returned(self) -> str:
+        """Policy tasks that a lost learner line issued ahead; the learner issues them again when their time comes."""
+        return self._key("returned")
+
+    @property
+    def generation(self) -> str:
+        """Name of the data set: another one, or none, means that the server lost the run or is not its server."""
+        return self._key("generation")
+
+    @property
     def dead(self) -> str:
         return self._key("dead")
 
@@ -70,4 +80,5 @@ class Keys:
             self.tasks("judge"): (ACTORS,),
             self.rollouts("policy"): (LEARNER, RECYCLER) if recycles else (LEARNER,),
             self.rollouts("judge"): (LEARNER,),
+            self.returned: (LEARNER,),
         }

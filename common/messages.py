@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Discriminator, JsonValue, PlainSerializer, PlainValidator
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 Objective = Literal["solve", "pointwise", "pairwise", "reflect"]
 JUDGE_OBJECTIVES: Final[tuple[Objective, ...]] = ("pointwise", "pairwise", "reflect")
@@ -108,6 +108,8 @@ class SourceRef:
     answer_hash: str
     policy_version: int
     """The oldest policy version that wrote the answer."""
+    weights_epoch: int
+    """Learner epoch of that version."""
     correct: bool
     verifier: str
 
@@ -134,6 +136,8 @@ class Task:
     dataset_index: int = -1
     """Position in the prompt source; -1 for judge tasks."""
     dataset_epoch: int = 0
+    position: int = -1
+    """Place in the order of issue; -1 for judge tasks."""
     sources: tuple[SourceRef, ...] = ()
     positive: bool | None = None
     """Class of a judge task: is the judged answer right (pointwise, reflect), is A right (pairwise)."""
@@ -146,11 +150,6 @@ class Task:
     @property
     def kind(self) -> Kind:
         return "policy" if self.objective == "solve" else "judge"
-
-    @property
-    def content_version(self) -> int | None:
-        """Oldest version that wrote what is judged; ``None`` for a dataset prompt."""
-        return min((source.policy_version for source in self.sources), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -18,6 +18,22 @@ local function bad_id(id)
   return redis.error_reply('ERR ' .. id .. ' is no stream id')
 end
 
+local function parse(id)
+  local ms, seq = string.match(id, '^(%d+)%-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+
+local function less(a, b)
+  local a_ms, a_seq = parse(a)
+  local b_ms, b_seq = parse(b)
+  return a_ms < b_ms or (a_ms == b_ms and a_seq < b_seq)
+end
+
+local function successor(id)
+  local ms, seq = string.match(id, '^(%d+)%-(%d+)$')
+  return ms .. '-' .. string.format('%.0f', tonumber(seq) + 1)
+end
+
 -- XINFO without the "no such key" error: a lost stream is reported as its lost group, which callers know to mend.
 local function groups_of(stream)
   if redis.call('EXISTS', stream) == 0 then return {} end
@@ -41,6 +57,48 @@ local function take_fence(keys, args)
   local held = redis.call('GET', keys[1])
   if held and held ~= args[2] and tonumber(string.match(held, '^(%d+):')) >= tonumber(args[1]) then return 0 end
   redis.call('SET', keys[1], args[2])
+  return 1
+end
+
+-- keys: generation    args: name    The name of this data set: the first one given, until the data are lost.
+local function begin(keys, args)
+  redis.call('SETNX', keys[1], args[1])
+  return redis.call('GET', keys[1])
+end
+
+-- keys: fence, cursor, ledger, events, others*    args: token, next cursor, (field of the ledger, count)*
+-- Start again from what a checkpoint knows: everything the server held of the run is deleted. Returns whether the fence
+-- was held. What is to be sampled again is added with `park`; `begin` then says that all of it is there.
+local function rebuild(keys, args)
+  if redis.call('GET', keys[1]) ~= args[1] then return 0 end
+  for i = 2, #keys do redis.call('DEL', keys[i]) end
+  redis.call('SET', keys[2], args[2])
+  local counts = {}
+  for i = 3, #args, 2 do
+    redis.call('HSET', keys[3], args[i], args[i + 1])
+    counts[#counts + 1] = args[i] .. '=' .. args[i + 1]
+  end
+  event(keys[4], 'rebuilt', {'counts', table.concat(counts, ' ')})
+  return 1
+end
+
+-- keys: fence, returned    args: token, entries that the stream must have, (uid, payload)*
+-- Issued tasks of a rebuilt run, to be issued again. Compare-and-set: a repeat finds another length and adds nothing.
+local function park(keys, args)
+  if redis.call('GET', keys[1]) ~= args[1] then return 0 end
+  if redis.call('XLEN', keys[2]) ~= tonumber(args[2]) then return 1 end
+  for i = 3, #args, 2 do redis.call('XADD', keys[2], '*', 'uid', args[i], 'm', args[i + 1]) end
+  return 1
+end
+
+-- keys: stream    args: id
+-- New entries get later ids than this one. A server that lost its last entries, and whose clock was set back, would
+-- give out their ids again, and acknowledging a lost entry would hit the new one.
+local function raise_id(keys, args)
+  if redis.call('EXISTS', keys[1]) == 0 then return no_group(keys[1]) end
+  if less(named(redis.call('XINFO', 'STREAM', keys[1]))['last-generated-id'], args[1]) then
+    redis.call('XSETID', keys[1], args[1])
+  end
   return 1
 end
 
@@ -133,6 +191,27 @@ local function bury(keys, args)
   return 1
 end
 
+-- keys: dead, its stream, ledger, events    args: id of the letter
+-- Put a dead letter back where it came from. XDEL answers 1 to one caller only, as XACK does.
+local function revive(keys, args)
+  local letter = redis.call('XRANGE', keys[1], args[1], args[1])[1]
+  if not letter then return 0 end
+  local fields = named(letter[2])
+  if fields['stream'] ~= keys[2] then return redis.error_reply('ERR letter ' .. args[1] .. ' is of another stream') end
+  redis.call('XDEL', keys[1], args[1])
+  redis.call('XADD', keys[2], '*', 'uid', fields['uid'], 'm', fields['m'])
+  if fields['kind'] ~= '' then
+    redis.call('HINCRBY', keys[3], 'dead:' .. fields['kind'], -1)
+    event(keys[4], 'revived', {'kind', fields['kind'], 'uids', fields['uid']})
+  end
+  return 1
+end
+
+-- keys: dead    args: id*    The uids stay ended: only what is left of them is forgotten.
+local function drop(keys, args)
+  return redis.call('XDEL', keys[1], unpack(args))
+end
+
 local function owned(stream, group, consumer, id)
   local pending = redis.call('XPENDING', stream, group, id, id, 1)
   return #pending == 1 and pending[1][2] == consumer
@@ -172,22 +251,6 @@ local function adopt(keys, args)
     end
   end
   return moved
-end
-
-local function parse(id)
-  local ms, seq = string.match(id, '^(%d+)%-(%d+)$')
-  return tonumber(ms), tonumber(seq)
-end
-
-local function less(a, b)
-  local a_ms, a_seq = parse(a)
-  local b_ms, b_seq = parse(b)
-  return a_ms < b_ms or (a_ms == b_ms and a_seq < b_seq)
-end
-
-local function successor(id)
-  local ms, seq = string.match(id, '^(%d+)%-(%d+)$')
-  return ms .. '-' .. string.format('%.0f', tonumber(seq) + 1)
 end
 
 -- keys: stream    args: number of groups the stream must have, most entries to delete (at least 100)
@@ -231,6 +294,31 @@ local function backlog(keys, args)
   return {group['pending'], undelivered, #oldest == 1 and oldest[1][3] or 0}
 end
 
+-- keys: stream    args: group, after, count
+-- What the group has not acknowledged, after a position: {last position looked at or '', uid*}. Payloads stay here.
+local function unacked(keys, args)
+  local group
+  for _, info in ipairs(groups_of(keys[1])) do
+    if info['name'] == args[1] then group = info end
+  end
+  if not group then return no_group(keys[1]) end
+  local rows = redis.call('XRANGE', keys[1], '(' .. args[2], '+', 'COUNT', args[3])
+  local found = {#rows > 0 and rows[#rows][1] or ''}
+  for _, row in ipairs(rows) do
+    local delivered = not less(group['last-delivered-id'], row[1])
+    if not delivered or #redis.call('XPENDING', keys[1], args[1], row[1], row[1], 1) == 1 then
+      found[#found + 1] = named(row[2])['uid'] or ''
+    end
+  end
+  return found
+end
+
+-- keys: fence, events    args: token, id    Forget events up to an id, which are on disk now.
+local function forget_events(keys, args)
+  if redis.call('GET', keys[1]) ~= args[1] then return -1 end
+  return redis.call('XTRIM', keys[2], 'MINID', successor(args[2]))
+end
+
 -- keys: weights    args: manifest, versions to remember    Only the newest one matters, so this stream may be cut.
 local function publish(keys, args)
   return redis.call('XADD', keys[1], 'MAXLEN', '~', args[2], '*', 'm', args[1])
@@ -252,11 +340,19 @@ local function register(name, callback, flags)
   redis.register_function{function_name = 'spark_' .. name, callback = callback, flags = flags}
 end
 
+register('begin', begin, {'allow-oom'})
+register('rebuild', rebuild, {'allow-oom'})
+register('park', park, {})
+register('raise_id', raise_id, {'allow-oom'})
 register('issue', issue, {})
 register('transfer', transfer, {})
 register('discard', transfer, {'allow-oom'})
 register('settle', settle, {'allow-oom'})
 register('bury', bury, {'allow-oom'})
+register('revive', revive, {})
+register('drop', drop, {'allow-oom'})
+register('forget_events', forget_events, {'allow-oom'})
+register('unacked', unacked, {'no-writes'})
 register('set_idle', set_idle, {'allow-oom'})
 register('adopt', adopt, {'allow-oom'})
 register('trim', trim, {'allow-oom'})

@@ -26,6 +26,7 @@ CALL_ENTRIES: Final = 200
 HAND_BACK_IDLE_MS: Final = 1_000_000_000
 TRIM_SLICE: Final = 100
 """Smallest slice of a trim: entries of one node of a stream, which the server deletes whole."""
+LETTER_FIELDS: Final = ("stream", "group", "uid", "kind", "reason")
 WEIGHTS_REMEMBERED: Final = 1000
 """Manifests kept on the weights stream; only the last few are ever read."""
 
@@ -67,6 +68,28 @@ class Ending:
     uid: str
     outcome: Outcome
     kind: Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """An entry that nobody could work on, and why. Without a ``kind`` its uid lives on elsewhere."""
+
+    id: str
+    stream: str
+    group: str
+    uid: str
+    kind: str
+    reason: str
+    deliveries: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A line of the event log: what was issued or ended, by uid (``fields["uids"]``, space-separated)."""
+
+    id: str
+    fields: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +173,38 @@ class Streams(Calls):
         False when a higher epoch holds the fence, or another learner that took the same epoch from another store.
         """
         return bool(self._call("spark_take_fence", [self.keys.fence], [epoch, token]))
+
+    def generation(self) -> str | None:
+        """Name of the run's data set on this server; None on a server that knows nothing of the run."""
+        value: Any = self._retry(lambda: self.client.get(self.keys.generation))
+        return None if value is None else bytes(value).decode()
+
+    def begin(self, name: str) -> str:
+        """Name the data set unless it has a name; returns the one that holds."""
+        return bytes(self._call("spark_begin", [self.keys.generation], [name])).decode()
+
+    def rebuild(self, token: str, cursor: int, counts: Mapping[str, int]) -> None:
+        """Delete what the server holds of the run but the fence, and start again from these counts. Raises Fenced."""
+        keys = self.keys
+        others = [keys.tasks("policy"), keys.tasks("judge"), keys.rollouts("policy"), keys.rollouts("judge")]
+        others += [keys.returned, keys.generation, keys.weights, keys.dead, keys.progress]
+        args: list[Any] = [token, cursor, *(part for item in counts.items() for part in item)]
+        if not self._call("spark_rebuild", [keys.fence, keys.cursor, keys.ledger, keys.events, *others], args):
+            raise Fenced("another learner holds the fence of this run; this one does not rebuild it")
+        self.create_groups()
+
+    def park(self, token: str, tasks: Iterable[Product]) -> None:
+        """Issued tasks of a run that was rebuilt just now, to be issued again. Raises Fenced, ServerFull."""
+        parked = 0
+        for chunk in _chunks(list(tasks), CALL_ENTRIES):
+            args: list[Any] = [token, parked, *(part for task in chunk for part in (task.uid, task.payload))]
+            if not self._call("spark_park", [self.keys.fence, self.keys.returned], args, produces=True):
+                raise Fenced("another learner holds the fence of this run; this one does not rebuild it")
+            parked += len(chunk)
+
+    def raise_id(self, stream: str, entry_id: str) -> None:
+        """Entries from now on get ids above this one, whatever the server's clock says."""
+        self._call("spark_raise_id", [stream], [entry_id])
 
     # -- producers ----------------------------------------------------------------------------------
 
@@ -299,6 +354,21 @@ class Streams(Calls):
         args = [group, delivery.id, delivery.uid, kind or "", reason, delivery.deliveries, delivery.payload]
         return bool(self._call("spark_bury", names, args))
 
+    def dead_letters(self, after: str = "-", count: int = 1000) -> list[DeadLetter]:
+        """Dead letters, oldest first, from an id on (``-``: the first; ``(ID``: after it)."""
+        rows: Any = self._retry(lambda: self.client.xrange(self.keys.dead, min=after, count=count))
+        return [_letter(entry_id.decode(), fields) for entry_id, fields in rows]
+
+    def revive(self, letter: DeadLetter) -> bool:
+        """Put a dead letter back on its stream, its deliveries counted anew; False if it is gone. Raises ServerFull."""
+        names = [self.keys.dead, letter.stream, self.keys.ledger, self.keys.events]
+        return bool(self._call("spark_revive", names, [letter.id], produces=True))
+
+    def drop(self, ids: Sequence[str]) -> int:
+        """Forget dead letters; their uids stay ended. Returns how many there were."""
+        chunks = _chunks(list(ids), CALL_ENTRIES)
+        return sum(int(self._call("spark_drop", [self.keys.dead], chunk)) for chunk in chunks)
+
     def trim(self, stream: str, count: int = 1000) -> int:
         """Delete up to ``count`` (at least ``TRIM_SLICE``) entries that every group has read and acknowledged.
 
@@ -346,8 +416,29 @@ class Streams(Calls):
         """Uids that went to the dead letters after an event id, and the newest event id."""
         rows: Any = self._retry(lambda: self.client.xrange(self.keys.events, min=f"({event_id}"))
         dead = [fields for _, fields in rows if fields.get(b"outcome", b"").startswith(b"dead:")]
-        uids = {uid for fields in dead for uid in fields.get(b"uids", b"").decode(errors="replace").split()}
+        uids = {uid for fields in dead for uid in fields.get(b"uids", b"").decode(errors="backslashreplace").split()}
         return (rows[-1][0].decode() if rows else event_id), uids
+
+    def events(self, after: str = "0-0", count: int = 1000) -> list[Event]:
+        """The event log after an id, oldest first."""
+        rows: Any = self._retry(lambda: self.client.xrange(self.keys.events, min=f"({after}", count=count))
+        return [Event(id=entry_id.decode(), fields=_text_map(fields)) for entry_id, fields in rows]
+
+    def forget_events(self, token: str, last: str) -> None:
+        """Delete events up to an id, once they are on disk. Raises Fenced."""
+        if int(self._call("spark_forget_events", [self.keys.fence, self.keys.events], [token, last])) < 0:
+            raise Fenced("another learner holds the fence of this run; this one deletes nothing")
+
+    def unacked(self, stream: str, group: str, page: int = 500) -> list[str]:
+        """Uids of every entry that the group has not acknowledged, read or not."""
+        uids: list[str] = []
+        after = "0-0"
+        while True:
+            last, *found = self._call("spark_unacked", [stream], [group, after, page])
+            uids += [uid.decode(errors="backslashreplace") for uid in found]
+            if not last:
+                return uids
+            after = last.decode()
 
     def newest_event(self) -> str:
         rows: Any = self._retry(lambda: self.client.xrevrange(self.keys.events, count=1))
@@ -379,6 +470,7 @@ class Streams(Calls):
                 for kind in kinds:
                     pipe.fcall("spark_backlog", 1, self.keys.tasks(kind), ACTORS)
                     pipe.fcall("spark_backlog", 1, self.keys.rollouts(kind), LEARNER)
+                pipe.fcall("spark_backlog", 1, self.keys.returned, LEARNER)
                 return pipe.execute()
 
         try:
@@ -392,7 +484,8 @@ class Streams(Calls):
             ) from error
         counts = _text_map(raw)
         accounts: dict[Kind, dict[str, int]] = {}
-        for kind, places in zip(kinds, (backlogs[:2], backlogs[2:]), strict=True):
+        returned = backlogs.pop()
+        for kind, places in zip(kinds, ([*backlogs[:2], returned], backlogs[2:]), strict=True):
             accounts[kind] = {name: int(counts.get(f"{name}:{kind}", 0)) for name in ("issued", *OUTCOMES)}
             accounts[kind]["in_flight"] = sum(int(pending) + int(waiting) for pending, waiting, _ in places)
         return Ledger(kinds=accounts)
@@ -426,6 +519,12 @@ def _before(entry_id: str) -> str:
     """The greatest stream id below ``entry_id``."""
     ms, _, sequence = entry_id.partition("-")
     return f"{ms}-{int(sequence) - 1}" if int(sequence) else f"{int(ms) - 1}-{2**64 - 1}"
+
+
+def _letter(entry_id: str, fields: Mapping[bytes, bytes]) -> DeadLetter:
+    text = {name: fields.get(name.encode(), b"").decode(errors="backslashreplace") for name in LETTER_FIELDS}
+    deliveries = int(fields.get(b"deliveries", b"0"))
+    return DeadLetter(id=entry_id, deliveries=deliveries, payload=fields.get(b"m", b""), **text)
 
 
 def _text_map(raw: Any) -> dict[str, str]:

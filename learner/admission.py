@@ -27,6 +27,7 @@ class Admission:
     def __init__(self, streams: Streams, issuer: Issuer, accounts: Mapping[Kind, Account], settings: Settings) -> None:
         self.granted = 0
         """Judge tasks that the recycler may have made in total."""
+        self._reported = -1
         self.paused = False
         """The server has no room for new prompts at the moment."""
         self._streams = streams
@@ -36,9 +37,11 @@ class Admission:
 
     def admit(self, quota: Quota, ledger: Mapping[str, int], policy_version: int) -> int:
         """Issue and grant for the batch being collected. Returns how many prompts were issued. Raises Fenced."""
+        self._issuer.take_back()
         granted = self._judge_grant(quota, ledger, policy_version)
-        if granted != self.granted:
-            self.granted = granted
+        self.granted = granted
+        if granted != self._reported:
+            self._reported = granted
             self._streams.report_progress(judge_granted=granted)
         self.paused = False
         try:
@@ -47,6 +50,10 @@ class Admission:
             self.paused = True
             log.warning("issuer.paused", reason=str(error))
             return 0
+
+    def report_again(self) -> None:
+        """With the next ``admit``: the server may have lost what it was told last."""
+        self._reported = -1
 
     def in_flight(self, kind: Kind, ledger: Mapping[str, int]) -> int:
         return self._accounts[kind].in_flight(ledger[f"issued:{kind}"], ledger[f"dead:{kind}"])
@@ -57,7 +64,8 @@ class Admission:
             return 0  # alternating: what is sampled now would be stale after the judge's updates
         learner, account = self._settings.learner, self._accounts["policy"]
         withheld = account.withheld(learner.groups_per_step, learner.refill)
-        room = self._allowed(learner.groups_per_step, policy_version) - self.in_flight("policy", ledger) - withheld
+        busy = self.in_flight("policy", ledger) - self._issuer.parked
+        room = self._allowed(learner.groups_per_step, policy_version) - busy - withheld
         if room <= 0:
             return 0
         if (share := self._streams.memory_share()) > self._settings.redis.memory_share:

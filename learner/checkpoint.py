@@ -1,7 +1,8 @@
 """Checkpoints: atomic, hashed, fsynced. checkpoint.md has the argument for the order of checkpoint and ack.
 
-``ROOT/epochs/000002`` is created exclusively by every learner start; ``ROOT/e000002-s00000040/`` holds one
-checkpoint: the engine's files, ``trained.bin`` (16 bytes per uid) and ``commit.json``, which lists all hashes.
+``ROOT/epochs/000002`` is created exclusively by every learner start, which then writes into it where it goes on
+from; ``ROOT/e000002-s00000040/`` holds one checkpoint: the engine's files, ``ended.bin`` (17 bytes per uid) and
+``commit.json``, which lists all hashes.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import structlog
 from common.folders import fsync, listed, write_folder
 from common.messages import WeightFile
 from common.streams import Ending
+from learner.uid_ledger import UidLedger
 
 log = structlog.get_logger()
 
 COMMIT: Final = "commit.json"
-UIDS: Final = "trained.bin"
+UIDS: Final = "ended.bin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +35,21 @@ class State:
     policy_version: int
     cursor: int
     endings: tuple[Ending, ...]
-    ended_uids: frozenset[bytes]
+    ended: UidLedger
     """Every uid that reached its end: a redelivered or regenerated twin is recognised by it."""
+    trained: int = 0
+    """Groups that went into the weights; as many as the ledger has trained uids, or one was trained twice."""
     prompts: str = ""
     """Fingerprint of the prompt source: uids count on it staying the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochStart:
+    """Where an epoch goes on from: a checkpoint, or (0, 0) for the base model; and the server's data set."""
+
+    epoch: int
+    policy_version: int
+    generation: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +80,33 @@ class CheckpointStore:
     def highest_epoch(self) -> int:
         return max((int(path.name) for path in (self.root / "epochs").glob("[0-9]*")), default=0)
 
+    def record_start(self, epoch: int, start: EpochStart) -> None:
+        """Make durable where the epoch goes on from, before it publishes or issues anything."""
+        path = self.root / "epochs" / f"{epoch:06d}"
+        path.write_text(json.dumps(asdict(start)), encoding="utf-8")
+        fsync(path)
+
+    def starts(self) -> dict[int, EpochStart]:
+        """Of every epoch that got as far as to record it; one that did not has done nothing that anybody saw."""
+        found = {}
+        for path in sorted((self.root / "epochs").glob("[0-9]*")):
+            try:
+                found[int(path.name)] = EpochStart(**json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError):  # empty, or torn
+                log.info("checkpoint.epoch_without_start", epoch=path.name)
+        return found
+
     def save(self, state: State, write: Callable[[Path], None]) -> Path:
         """Write a checkpoint; it is durable when this returns. Older ones beyond ``kept`` are removed."""
 
         def write_all(folder: Path) -> None:
             write(folder)
-            (folder / UIDS).write_bytes(b"".join(sorted(state.ended_uids)))
+            (folder / UIDS).write_bytes(state.ended.to_bytes())
             commit = {
                 "epoch": state.epoch,
                 "policy_version": state.policy_version,
                 "cursor": state.cursor,
+                "trained": state.trained,
                 "prompts": state.prompts,
                 "endings": [asdict(ending) for ending in state.endings],
                 "files": [asdict(file) for file in listed(folder)],
@@ -127,12 +157,12 @@ def _read(folder: Path) -> State:
     for expected in (WeightFile(**fields) for fields in commit["files"]):
         if found.get(expected.name) != expected:
             raise ValueError(f"{expected.name} is missing or altered")
-    uids = (folder / UIDS).read_bytes()
     return State(
         epoch=commit["epoch"],
         policy_version=commit["policy_version"],
         cursor=commit["cursor"],
         prompts=commit["prompts"],
         endings=tuple(Ending(**fields) for fields in commit["endings"]),
-        ended_uids=frozenset(uids[start : start + 16] for start in range(0, len(uids), 16)),
+        trained=commit["trained"],
+        ended=UidLedger.from_bytes((folder / UIDS).read_bytes()),
     )

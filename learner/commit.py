@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from typing import Final
 
 import structlog
 
 from common.keys import LEARNER
 from common.streams import Ending, Streams
 from learner.checkpoint import Checkpoint, CheckpointStore, State
-from learner.engine import TorchEngine
+from learner.engine import Engine
+from learner.fence import Fence
 from learner.intake import Intake
 from learner.issuer import Issuer
 
 log = structlog.get_logger()
 
+REPEATED_S: Final = 30.0
+"""Endings are repeated by every checkpoint for as long: far more than the second that a server may lose."""
+
 
 class Committer:
     """Saves checkpoints and settles their endings.
 
-    A checkpoint also repeats the endings of the one before: a server that lost the last second of its log
+    A checkpoint also repeats the endings that were settled a moment ago: a server that lost the last second of its log
     has forgotten those acks, and acknowledging twice changes nothing.
     """
 
@@ -30,42 +36,43 @@ class Committer:
         intake: Intake,
         issuer: Issuer,
         *,
-        epoch: int,
-        token: str,
+        fence: Fence,
         every: int,
-        guard: Callable[[], None],
         saved: Checkpoint | None = None,
         prompts: str = "",
+        after_settling: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._streams = streams
         self._checkpoints = checkpoints
         self._intake = intake
         self._issuer = issuer
-        self._epoch = epoch
-        self._token = token
+        self._fence = fence
         self._every = every
-        self._guard = guard
         self._prompts = prompts
-        self._previous: list[Ending] = list(saved.state.endings) if saved else []
+        self._after_settling = after_settling
+        self._clock = clock
+        self._settled: list[tuple[float, tuple[Ending, ...]]] = [(clock(), saved.state.endings)] if saved else []
         self._saved_version = saved.state.policy_version if saved else 0
 
-    def save_if_due(self, engine: TorchEngine) -> None:
+    def save_if_due(self, engine: Engine) -> None:
         """Save when ``every`` optimizer steps have passed since the last checkpoint."""
         if engine.policy_version - self._saved_version >= self._every:
             self.save(engine)
 
-    def save(self, engine: TorchEngine) -> None:
+    def save(self, engine: Engine) -> None:
         """Checkpoint, settle, trim. An OSError (disk full) is logged: the run goes on, nothing is acknowledged."""
-        self._guard()
+        self._fence.check()
         endings = list(self._intake.endings)
         if engine.policy_version == self._saved_version and not endings:
             return
         state = State(
-            epoch=self._epoch,
+            epoch=self._fence.epoch,
             policy_version=engine.policy_version,
             cursor=self._issuer.cursor,
-            endings=(*self._previous, *endings),
-            ended_uids=frozenset(self._intake.ended_uids),
+            endings=(*self._recent(), *endings),
+            ended=self._intake.ended,
+            trained=self._intake.trained,
             prompts=self._prompts,
         )
         try:
@@ -74,10 +81,18 @@ class Committer:
             log.error("checkpoint.failed", reason=str(error), unsettled=len(endings))
             return
         self._saved_version = engine.policy_version
-        acked = self._streams.settle(self._token, LEARNER, engine.policy_version, state.endings)
-        self._previous = endings
+        acked = self._fence.hold(
+            lambda: self._streams.settle(self._fence.token, LEARNER, engine.policy_version, state.endings)
+        )
+        self._settled.append((self._clock(), tuple(endings)))
         self._intake.remember(endings)
+        self._after_settling()
         for stream in self._streams.keys.groups():
             while self._streams.trim(stream) > 0:
                 pass
         log.info("checkpoint.saved", folder=folder.name, acked=acked)
+
+    def _recent(self) -> list[Ending]:
+        """What was settled so short a time ago that the server may have lost it."""
+        self._settled = [(at, endings) for at, endings in self._settled if self._clock() - at <= REPEATED_S]
+        return [ending for _, endings in self._settled for ending in endings]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 from common.messages import Kind, Outcome, RolloutGroup
-from common.staleness import content_staleness, token_staleness
 
 
 class GroupStats:
@@ -32,10 +31,10 @@ class GroupStats:
         if group.task.positive is not None:
             self._values[f"positive/{objective}"].append(group.task.positive)
 
-    def trained(self, group: RolloutGroup, policy_version: int) -> None:
-        self._values["staleness"].append(token_staleness(group, policy_version))
+    def trained(self, group: RolloutGroup, staleness: int, content_staleness: int) -> None:
+        self._values["staleness"].append(staleness)
         if group.task.sources:
-            self._values["content_staleness"].append(content_staleness(group, policy_version))
+            self._values["content_staleness"].append(content_staleness)
 
     def ended(self, outcome: Outcome, kind: Kind) -> None:
         self._counts[f"{outcome}/{kind}"] += 1

@@ -15,18 +15,20 @@ import structlog
 
 from common.codec import decode
 from common.consumer import Consumer
-from common.errors import InvalidMessage
+from common.errors import InvalidMessage, ServerFull, TooManyDead
 from common.keys import LEARNER
+from common.lineage import ONE_LINE, Lineage
 from common.messages import JUDGE_OBJECTIVES, Kind, Outcome, RolloutGroup
 from common.settings import Settings
-from common.staleness import content_staleness, fresh, token_staleness
-from common.streams import Delivery, Ending, Streams, position
+from common.staleness import content_staleness, fresh, of_lost_weights, token_staleness
+from common.streams import Delivery, Ending, Product, Streams, position
 from learner.accounts import Account
 from learner.admission import Admission
 from learner.advantage import has_contrast
 from learner.group_stats import GroupStats
 from learner.issuer import Issuer
 from learner.quota import DeficitRoundRobin, Quota, oldest_first
+from learner.uid_ledger import UidLedger
 
 log = structlog.get_logger()
 
@@ -55,7 +57,9 @@ class Intake:
         settings: Settings,
         *,
         consumer: Consumer,
-        ended_uids: set[bytes],
+        ended: UidLedger,
+        trained: int = 0,
+        lineage: Lineage = ONE_LINE,
         guard: Callable[[], None],
         stopping: Callable[[], bool],
         beat: Callable[[str, int], None] = lambda _state, _version: None,
@@ -63,7 +67,10 @@ class Intake:
     ) -> None:
         self.stats = GroupStats()
         self.endings: list[Ending] = []
-        self.ended_uids = ended_uids
+        self.ended = ended
+        self.trained = trained
+        """Groups cut into batches since the run began."""
+        self.lineage = lineage
         self._streams = streams
         self._issuer = issuer
         self._settings = settings
@@ -74,6 +81,7 @@ class Intake:
         self._clock = clock
         self._kinds: dict[str, Kind] = {streams.keys.rollouts(kind): kind for kind in KINDS}
         self._ready: dict[Kind, dict[str, tuple[Delivery, RolloutGroup]]] = {kind: {} for kind in KINDS}
+        self._orphans: dict[str, tuple[Delivery, RolloutGroup]] = {}
         ledger = streams.ledger()
         self._accounts = {kind: Account(ended=_settled(ledger, kind)) for kind in KINDS}
         self._admission = Admission(streams, issuer, self._accounts, settings)
@@ -82,20 +90,26 @@ class Intake:
         self._last_policy_id = "0-0"
         self._adopted = clock()
         self._relieved = float("-inf")
-        self._dead = ledger["dead:policy"]
+        self._dead = self._dead_at_cut = ledger["dead:policy"]
         self._newest_event = streams.newest_event()
         self._policy_version = 0
 
     def take(
-        self, quota: Quota, policy_version: int, relieve: Callable[[], None] = lambda: None
+        self,
+        quota: Quota,
+        policy_version: int,
+        relieve: Callable[[], None] = lambda: None,
+        tend: Callable[[], None] = lambda: None,
     ) -> list[RolloutGroup] | None:
         """The next batch, oldest groups first; [] when a judge batch has nothing; None when the run is over.
 
         ``relieve`` makes what has ended durable and acknowledges it. It is called when the server has no room for new
         prompts: acknowledged entries are what can be deleted, and no step may ever come without new prompts.
+        ``tend`` is called all the time: it keeps the newest weights announced, without which no group may ever come.
         """
         self._policy_version = policy_version
         self._mark_events()
+        self._admission.report_again()
         while self._poll(None):  # what has arrived: it may be older than what is ready, and judge groups may be in it
             pass
         self._expire()
@@ -103,6 +117,8 @@ class Intake:
         progressed = self._clock()
         while not self._stopping():
             self._guard()
+            tend()
+            self._return_orphans()
             ledger = self._streams.ledger()
             self._forget_dead(ledger["dead:policy"])
             issued = self._admission.admit(quota, ledger, policy_version)
@@ -153,12 +169,19 @@ class Intake:
             self._newest_event = newest
 
     def _forget_dead(self, dead: int) -> None:
-        """Tasks that died at an actor are on nobody's way: no batch waits for them."""
+        """Tasks that died at an actor are on nobody's way: no batch waits for them. Raises TooManyDead."""
         if dead > self._dead:
-            self._dead = dead
             self._newest_event, uids = self._streams.dead_since(self._newest_event)
             for uid in uids:
-                self._issuer.outstanding.pop(uid, None)
+                self._issuer.forget(uid)
+        self._dead = dead  # fewer, when the user has revived some
+        self._dead_at_cut = min(self._dead_at_cut, dead)
+        learner = self._settings.learner
+        if dead - self._dead_at_cut > learner.refill * learner.groups_per_step + 8:
+            raise TooManyDead(
+                f"{dead - self._dead_at_cut} tasks have died since the last batch; `spark dead list` says of what. "
+                "Nothing more is issued: mend the cause, start again, and `spark dead retry` them"
+            )
 
     # -- arrival ----------------------------------------------------------------------------------------
 
@@ -177,17 +200,20 @@ class Intake:
         except InvalidMessage as error:
             self._streams.bury(delivery, LEARNER, str(error), kind)
             self._consumer.done(delivery)
-            self._issuer.outstanding.pop(delivery.uid, None)
+            self._issuer.forget(delivery.uid)
             log.warning("learner.group_dead", uid=delivery.uid, reason=str(error))
             return
-        self._issuer.outstanding.pop(group.uid, None)
+        self._issuer.forget(group.uid)
         if kind == "policy":
             self._last_policy_id = delivery.id
-        held = self._ready[kind].get(group.uid)
-        if held is not None and held[0].id == delivery.id:
-            return  # the same entry once more, after the server lost its group
-        if bytes.fromhex(group.uid) in self.ended_uids or held is not None:
-            self._end_as_duplicate(delivery, kind)
+        if (outcome := self.ended.end_of(group.uid)) is not None:
+            self._end_again(delivery, kind, outcome)
+            return
+        if (held := self._ready[kind].get(group.uid)) is not None:
+            self._replace(held[0], delivery, kind)
+            return
+        if kind == "policy" and of_lost_weights(group, self.lineage) and not self._fresh(group, self._policy_version):
+            self._orphans[group.uid] = (delivery, group)
             return
         self._accounts[kind].arrived()
         self.stats.arrived(group)
@@ -200,37 +226,73 @@ class Intake:
         self.endings.append(
             Ending(stream=delivery.stream, id=delivery.id, uid=delivery.uid, outcome=outcome, kind=kind)
         )
-        self.ended_uids.add(bytes.fromhex(delivery.uid))
+        self.ended.add(delivery.uid, outcome, kind)
         self._accounts[kind].end(filtered=outcome == "filtered")
         self.stats.ended(outcome, kind)
 
-    def _end_as_duplicate(self, delivery: Delivery, kind: Kind) -> None:
-        """A regenerated twin of a uid that has its end already: acknowledged, counted nowhere."""
-        self.endings.append(Ending(stream=delivery.stream, id=delivery.id, uid="", outcome="trained", kind=kind))
-        log.warning("learner.duplicate", uid=delivery.uid, stream=delivery.stream)
+    def _end_again(self, delivery: Delivery, kind: Kind, outcome: Outcome) -> None:
+        """The twin of a uid that has its end already: the server forgot the end, so it is told once more.
+
+        Nothing is trained, and the account counted it the first time.
+        """
+        self.endings.append(
+            Ending(stream=delivery.stream, id=delivery.id, uid=delivery.uid, outcome=outcome, kind=kind)
+        )
+        log.warning("learner.twin", uid=delivery.uid, stream=delivery.stream, ended=outcome)
+
+    def _replace(self, held: Delivery, delivery: Delivery, kind: Kind) -> None:
+        """The group in hand came once more. Its old entry is one that the server lost, or counts nowhere."""
+        if held.id == delivery.id:
+            return
+        _, group = self._ready[kind][delivery.uid]
+        self._ready[kind][delivery.uid] = (delivery, group)
+        self.endings.append(Ending(stream=held.stream, id=held.id, uid="", outcome="trained", kind=kind))
+        log.warning("learner.group_came_twice", uid=delivery.uid, stream=delivery.stream)
+
+    def _return_orphans(self) -> None:
+        """Prompts that a lost line of weights sampled, beyond the bound: to be sampled again, never dropped for it."""
+        for uid, (delivery, group) in list(self._orphans.items()):
+            move = (delivery.id, [Product.of(uid, group.task)])
+            try:
+                self._streams.transfer(delivery.stream, LEARNER, self._streams.keys.returned, [move])
+            except ServerFull as error:
+                log.warning("learner.orphans_wait", reason=str(error), groups=len(self._orphans))
+                return
+            self._consumer.done(delivery)
+            del self._orphans[uid]
+            log.info("group.returned", reason="its weights are lost", uid=uid, weights_epoch=group.weights_epoch)
+
+    def _fresh(self, group: RolloutGroup, policy_version: int) -> bool:
+        staleness = self._settings.staleness
+        return fresh(group, policy_version, staleness.max_staleness, staleness.content_bound, self.lineage)
 
     def _fresh_next(self, group: RolloutGroup) -> bool:
         """Still fresh enough for the batch after this one."""
-        staleness = self._settings.staleness
-        next_version = self._policy_version + self._settings.learner.updates_per_batch
-        return fresh(group, next_version, staleness.max_staleness, staleness.content_bound)
+        return self._fresh(group, self._policy_version + self._settings.learner.updates_per_batch)
 
     def _expire(self) -> None:
-        """Drop what is past the bound, count it, give its room back."""
-        staleness = self._settings.staleness
+        """Drop what is past the bound, count it, give its room back. What lost weights sampled is returned instead."""
         for kind, ready in self._ready.items():
             for uid, (delivery, group) in list(ready.items()):
-                if not fresh(group, self._policy_version, staleness.max_staleness, staleness.content_bound):
-                    del ready[uid]
-                    self._end(delivery, kind, "dropped_stale")
-                    log.info(
-                        "group.dropped",
-                        reason="stale",
-                        uid=uid,
-                        objective=group.task.objective,
-                        staleness=token_staleness(group, self._policy_version),
-                        content_staleness=content_staleness(group, self._policy_version),
-                    )
+                if self._fresh(group, self._policy_version):
+                    continue
+                del ready[uid]
+                if kind == "policy" and of_lost_weights(group, self.lineage):
+                    self._orphans[uid] = (delivery, group)
+                    continue
+                self._end(delivery, kind, "dropped_stale")
+                log.info(
+                    "group.dropped",
+                    reason="stale",
+                    uid=uid,
+                    objective=group.task.objective,
+                    staleness=self.staleness(group),
+                    content_staleness=content_staleness(group, self._policy_version, self.lineage),
+                )
+
+    def staleness(self, group: RolloutGroup) -> int:
+        """Token staleness at the version that the last batch was asked for."""
+        return token_staleness(group, self._policy_version, self.lineage)
 
     # -- the cut ----------------------------------------------------------------------------------------
 
@@ -277,7 +339,10 @@ class Intake:
         for group in policy + judge:
             delivery, _ = self._ready[group.task.kind].pop(group.uid)
             self._end(delivery, group.task.kind, "trained")
-            self.stats.trained(group, self._policy_version)
+            content = content_staleness(group, self._policy_version, self.lineage)
+            self.stats.trained(group, self.staleness(group), content)
+        self.trained += len(policy + judge)
+        self._dead_at_cut = self._dead
         if quota.policy:
             self._accounts["policy"].cut()
         if quota.judge:

@@ -4,67 +4,142 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from typing import Final
 
-from common.errors import Fenced
+import structlog
+
+from common.codec import decode
+from common.consumer import Consumer
+from common.errors import Fenced, InvalidMessage
+from common.keys import LEARNER
 from common.messages import ChatMessage, Sampling, Task, TextPart, uid_of
 from common.settings import Settings
-from common.streams import Streams
+from common.streams import Delivery, Product, Streams
 from common.templates import TemplateSet
+from learner.fence import Fence
 from learner.prompts import Prompt, PromptSource
+
+log = structlog.get_logger()
+
+READ_COUNT: Final = 64
 
 
 class Issuer:
-    """Moves the dataset cursor and appends the tasks in one atomic call, so a repeat issues nothing twice."""
+    """Moves the dataset cursor and appends the tasks in one atomic call, so a repeat issues nothing twice.
+
+    Tasks that were issued by a lost line of weights, for versions that do not exist again yet, come back on the stream
+    ``returned``. They go out again before anything new, in the order of the prompts, when there is room.
+    """
 
     def __init__(
         self,
         streams: Streams,
-        token: str,
+        fence: Fence,
         prompts: PromptSource,
         templates: TemplateSet,
         settings: Settings,
+        *,
         cursor: int,
+        returned: Consumer,
+        inherited: set[str] | None = None,
     ) -> None:
+        """``inherited``: uids in flight to be found again (arrived, returned or dead) before anything is issued."""
         self.cursor = cursor
         self.outstanding: dict[str, int] = {}
         """uid -> policy version at issue, of tasks whose group has not arrived yet (those this process issued)."""
+        self.inherited = inherited or set()
+        self._parked: dict[str, tuple[Delivery, Task]] = {}
         self._streams = streams
-        self._token = token
+        self._fence = fence
         self._prompts = prompts
         self._templates = templates
         self._settings = settings
+        self._returned = returned
+
+    @property
+    def parked(self) -> int:
+        """Tasks in hand that are in flight, but with no actor and not in a batch."""
+        return len(self._parked)
 
     @property
     def exhausted(self) -> bool:
         """All epochs of the prompt source have been issued."""
-        return self._prompts.order(self.cursor) is None
+        return not self._parked and self._prompts.order(self.cursor) is None
+
+    def forget(self, uid: str) -> None:
+        """The task is on nobody's way any more: its group arrived, or it died."""
+        self.outstanding.pop(uid, None)
+        self.inherited.discard(uid)
+
+    def take_back(self) -> None:
+        """Collect what was returned. A task that comes twice is the same one: the server lost where it was."""
+        for delivery in self._returned.claim(READ_COUNT):
+            try:
+                task = decode(Task, delivery.payload)
+            except InvalidMessage as error:
+                self._streams.bury(delivery, LEARNER, str(error), "policy")
+                self._returned.done(delivery)
+                log.warning("issuer.task_dead", uid=delivery.uid, reason=str(error))
+                continue
+            self.forget(task.uid)
+            self._parked[task.uid] = (delivery, task)
 
     def issue(self, room: int, policy_version: int) -> int:
-        """Issue up to ``room`` tasks; returns how many. Raises Fenced."""
+        """Issue up to ``room`` tasks; returns how many of them are new. Raises Fenced, ServerFull."""
+        if self.inherited:
+            return 0
+        again = self._issue_again(room, policy_version)
+        return self._issue_new(room - again, policy_version)
+
+    def _issue_again(self, room: int, policy_version: int) -> int:
+        tasks = self._streams.keys.tasks("policy")
+        due = sorted(self._parked.values(), key=lambda parked: parked[1].position)[: max(0, room)]
+        for delivery, task in due:
+            product = Product.of(task.uid, replace(task, issued_version=policy_version))
+            self._streams.transfer(delivery.stream, LEARNER, tasks, [(delivery.id, [product])])
+            self._returned.done(delivery)
+            del self._parked[task.uid]
+            self.outstanding[task.uid] = policy_version
+        return len(due)
+
+    def _issue_new(self, room: int, policy_version: int) -> int:
         tasks: list[Task] = []
-        while len(tasks) < room and (place := self._prompts.order(self.cursor + len(tasks))) is not None:
-            epoch, index = place
-            tasks.append(self._task(self._prompts[index], epoch, policy_version))
-        if tasks:
-            expected = self.cursor + len(tasks)
-            self.cursor = self._streams.issue(self._token, self.cursor, tasks)
-            if self.cursor != expected:
-                raise Fenced(f"the cursor of this run is at {self.cursor}, not {expected}: another learner moved it")
-            self.outstanding |= {task.uid: policy_version for task in tasks}
+        while len(tasks) < room and (task := self._task(self.cursor + len(tasks), policy_version)) is not None:
+            tasks.append(task)
+        if not tasks:
+            return 0
+        expected, before = self.cursor + len(tasks), self.cursor
+        self.cursor = self._fence.hold(lambda: self._streams.issue(self._fence.token, before, tasks))
+        if self.cursor < before:
+            log.warning("issuer.server_lost_its_tail", cursor=before, of_server=self.cursor)
+            return 0
+        if self.cursor != expected:
+            raise Fenced(f"the cursor of this run is at {self.cursor}, not {expected}: another learner moved it")
+        self.outstanding |= {task.uid: policy_version for task in tasks}
         return len(tasks)
 
-    def _task(self, prompt: Prompt, epoch: int, policy_version: int) -> Task:
-        settings, sampling = self._settings, self._settings.sampling
-        template = self._templates.ref(self._templates.solve)
-        drawn = Sampling(
-            n=sampling.group_size,
-            max_new_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            seed=_seed(settings.run.seed, epoch, prompt.index),
-        )
-        uid = uid_of(settings.run.name, prompt.index, "solve", template, epoch)
-        task = solve_task(prompt, self._templates, uid, drawn)
-        return replace(task, dataset_epoch=epoch, issued_version=policy_version)
+    def _task(self, position: int, policy_version: int) -> Task | None:
+        return task_at(position, self._prompts, self._templates, self._settings, policy_version=policy_version)
+
+
+def task_at(
+    position: int, prompts: PromptSource, templates: TemplateSet, settings: Settings, *, policy_version: int
+) -> Task | None:
+    """The task at a place in the order of the prompts: always the same, with the same uid. None beyond the last one."""
+    if (place := prompts.order(position)) is None:
+        return None
+    epoch, index = place
+    prompt, sampling, run = prompts[index], settings.sampling, settings.run
+    template = templates.ref(templates.solve)
+    drawn = Sampling(
+        n=sampling.group_size,
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        seed=_seed(run.seed, epoch, prompt.index),
+    )
+    uid = uid_of(run.name, prompt.index, "solve", template, epoch)
+    task = solve_task(prompt, templates, uid, drawn)
+    return replace(task, dataset_epoch=epoch, position=position, issued_version=policy_version)
 
 
 def solve_task(prompt: Prompt, templates: TemplateSet, uid: str, sampling: Sampling) -> Task:

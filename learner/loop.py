@@ -12,9 +12,8 @@ import structlog
 
 from common.messages import RolloutGroup
 from common.settings import Settings
-from common.staleness import token_staleness
 from learner.commit import Committer
-from learner.engine import TorchEngine
+from learner.engine import Engine
 from learner.intake import Intake
 from learner.packing import Microbatch, pack
 from learner.publisher import Publisher
@@ -45,7 +44,7 @@ class Timers:
 
 
 def run(
-    engine: TorchEngine,
+    engine: Engine,
     intake: Intake,
     publisher: Publisher,
     committer: Committer,
@@ -65,14 +64,15 @@ def run(
         if engine.policy_version >= settings.learner.max_steps:
             break
         with timers.timed("wait_for_groups"):
-            groups = intake.take(quota, engine.policy_version, relieve=partial(committer.save, engine))
+            relieve, tend = partial(committer.save, engine), partial(publisher.tend, engine)
+            groups = intake.take(quota, engine.policy_version, relieve, tend)
         if groups is None:  # closed, or no prompts left
             break
         if not groups:  # a judge batch with nothing to judge
             continue
 
         with timers.timed("step"):
-            report = update(engine, groups, settings)
+            report = update(engine, groups, settings, intake.staleness)
         with timers.timed("publish"):
             publisher.publish(engine)
         with timers.timed("checkpoint"):
@@ -85,21 +85,23 @@ def run(
     committer.save(engine)
 
 
-def update(engine: TorchEngine, groups: list[RolloutGroup], settings: Settings) -> dict[str, float]:
+def update(
+    engine: Engine, groups: list[RolloutGroup], settings: Settings, staleness: Callable[[RolloutGroup], int]
+) -> dict[str, float]:
     """The optimizer steps of one batch; returns the metrics of the last."""
-    learner = settings.learner
-    version = engine.policy_version
-    parts = [_pack(part, version, settings) for part in split(groups, learner.updates_per_batch)]
+    parts = [_pack(part, staleness, settings) for part in split(groups, settings.learner.updates_per_batch)]
     recompute = settings.loss.old_logprobs == "recomputed" or settings.loss.kind == "tis"
     old = [engine.old_logprobs(part) if recompute else None for part in parts]
     report: dict[str, float] = {}
     for microbatches, old_logprobs in zip(parts, old, strict=True):
         report = engine.step(microbatches, old_logprobs)
-    report["staleness_before"] = float(max(token_staleness(group, version) for group in groups))
+    report["staleness_before"] = float(max(map(staleness, groups)))
     return report
 
 
-def _pack(groups: list[RolloutGroup], version: int, settings: Settings) -> list[Microbatch]:
+def _pack(groups: list[RolloutGroup], staleness: Callable[[RolloutGroup], int], settings: Settings) -> list[Microbatch]:
     learner = settings.learner
-    samples = [s for group in groups for s in to_samples(group, version, learner.advantage, learner.advantage_eps)]
+    samples = [
+        s for group in groups for s in to_samples(group, staleness(group), learner.advantage, learner.advantage_eps)
+    ]
     return pack(samples, learner.tokens_per_microbatch)

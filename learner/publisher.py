@@ -1,40 +1,94 @@
-"""The publisher: weights to the store, the manifest to the stream last, old versions away when nobody uses them."""
+"""The publisher: weights to the store, the manifest to the stream last, old versions away when nobody needs them."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from typing import Final
+
 import structlog
 
+from common.codec import encode
+from common.lineage import ONE_LINE, Lineage
+from common.messages import WeightManifest
 from common.streams import Streams
 from common.weights import WeightStore
-from learner.engine import TorchEngine
+from learner.engine import Engine
 
 log = structlog.get_logger()
 
+TEND_S: Final = 2.0
+
 
 class Publisher:
-    """Never waits for an actor: a version is only kept until no live actor uses it."""
+    """Never waits for an actor: a version is only kept until no live actor uses it, and ``most`` versions at most."""
 
-    def __init__(self, streams: Streams, store: WeightStore, epoch: int, kept: int) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        store: WeightStore,
+        epoch: int,
+        kept: int,
+        *,
+        most: int = 16,
+        lineage: Lineage = ONE_LINE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._streams = streams
         self._store = store
         self._epoch = epoch
         self._kept = kept
+        self._most = max(most, kept)
+        self._lineage = lineage.to_json()
+        self._clock = clock
         self._published: list[int] = []
+        self._announced: WeightManifest | None = None
+        self._tended = float("-inf")
 
-    def publish(self, engine: TorchEngine) -> None:
+    def publish(self, engine: Engine) -> None:
+        """Make the engine's weights the newest. A full disk is logged; ``tend`` tries again."""
         version = engine.policy_version
         parent = self._published[-1] if self._published else -1
-        manifest = self._store.publish(self._epoch, version, parent, engine.write_weights)
-        self._streams.publish(manifest)  # last: its presence means that the files are complete
+        self._tended = self._clock()
+        try:
+            manifest = self._store.publish(self._epoch, version, parent, engine.write_weights)
+        except OSError as error:
+            log.error("weights.failed", reason=str(error), policy_version=version)
+            self._forget_unused()
+            return
+        self._announce(manifest)
         self._published.append(version)
-        self._streams.report_progress(policy_version=version, epoch=self._epoch)
         self._forget_unused()
+
+    def tend(self, engine: Engine) -> None:
+        """While the learner waits: publish what a full disk refused, announce again what the server has lost.
+
+        Without the newest weights actors may come to a stand, and no step would ever come that publishes others.
+        """
+        if self._clock() - self._tended < TEND_S:
+            return
+        self._tended = self._clock()
+        if self._announced is None or self._announced.version != engine.policy_version:
+            self.publish(engine)
+        elif encode(self._announced) not in self._streams.newest_weights():
+            log.warning("weights.announced_again", policy_version=self._announced.version)
+            self._announce(self._announced)
+        else:
+            self._report(self._announced.version)
+
+    def _announce(self, manifest: WeightManifest) -> None:
+        self._streams.publish(manifest)  # last: its presence means that the files are complete
+        self._announced = manifest
+        self._report(manifest.version)
+
+    def _report(self, version: int) -> None:
+        self._streams.report_progress(policy_version=version, epoch=self._epoch, lineage=self._lineage)
 
     def _forget_unused(self) -> None:
         if len(self._published) <= self._kept:
             return
         beats = [beat for beat in self._streams.members().values() if beat and beat.get("role") == "actor"]
         used = [int(beat["policy_version"]) for beat in beats if int(beat.get("policy_version", -1)) >= 0]
-        oldest = min([self._published[-self._kept], *used])
+        oldest = max(min([self._published[-self._kept], *used]), self._published[-self._most :][0])
         self._published = [version for version in self._published if version >= oldest]
         self._store.remove_older_than(oldest, self._epoch)

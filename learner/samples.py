@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.messages import Objective, RolloutGroup
-from common.staleness import token_staleness
 from learner.advantage import Estimator, advantages, rewards
 
 
@@ -28,9 +27,8 @@ class Sample:
         return len(self.prompt_token_ids) + len(self.token_ids)
 
 
-def to_samples(group: RolloutGroup, policy_version: int, estimator: Estimator, eps: float) -> list[Sample]:
+def to_samples(group: RolloutGroup, staleness: int, estimator: Estimator, eps: float) -> list[Sample]:
     """The scored siblings as samples; the others are excluded."""
-    staleness = token_staleness(group, policy_version)
     return [
         Sample(
             objective=group.task.objective,

@@ -52,6 +52,7 @@ class Source:
             sample=self.sample,
             answer_hash=answer_hash(self.answer),
             policy_version=rollout.completion.oldest_version,
+            weights_epoch=self.group.weights_epoch,
             correct=self.correct,
             verifier=rollout.verdict.verifier,
         )
@@ -62,6 +63,8 @@ class Sources:
     """What one group offers, in sample order. ``rank`` is its place in a random order that never changes."""
 
     uid: str
+    epoch: int
+    """Learner epoch whose weights wrote it."""
     version: int
     """The oldest policy version that wrote any of it."""
     rank: str
@@ -91,6 +94,7 @@ def extract(group: RolloutGroup, seed: int) -> Sources:
     wrong = tuple(source for source in found if not source.correct and source.canonical not in right_forms)
     return Sources(
         uid=group.uid,
+        epoch=group.weights_epoch,
         version=group.oldest_version,
         rank=uid_of(seed, "rank", group.uid),
         right=right,
@@ -183,7 +187,8 @@ class TaskBuilder:
     ) -> Task:
         origin = sources[0].group.task
         ref = self.templates.ref(template)
-        shown = (f"{source.group.uid}:{source.sample}" for source in sources)
+        # The epoch: a prompt that a resumed learner has sampled again is judged anew, under another uid.
+        shown = (f"{s.group.uid}:{s.group.weights_epoch}:{s.sample}" for s in sources)
         uid = uid_of(self.run, "recycle", objective, *shown, ref, *(choices or ()), self.seed)
         args: dict[str, JsonValue] = dict(origin.verifier_args) if choices is None else {"choices": [*choices]}
         return Task(

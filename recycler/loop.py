@@ -12,6 +12,7 @@ from common.codec import decode
 from common.consumer import Consumer
 from common.errors import InvalidMessage, ServerFull
 from common.keys import RECYCLER
+from common.lineage import ONE_LINE, Lineage
 from common.messages import RolloutGroup
 from common.streams import Delivery, Product, Streams, position
 from recycler.reservoir import Emission, Reservoir
@@ -66,7 +67,8 @@ class RecyclerLoop:
             self._add(delivery)
         progress = self._streams.progress()
         granted, policy_version = int(progress.get("judge_granted", 0)), int(progress.get("policy_version", 0))
-        self._emit(self._reservoir.expire(policy_version, self._content_bound))
+        lineage = Lineage.from_json(progress["lineage"]) if "lineage" in progress else ONE_LINE
+        self._emit(self._reservoir.expire(policy_version, self._content_bound, lineage))
         room = granted - self._streams.ledger()["issued:judge"]
         if room >= self._least_room:  # a group is decided once, so room that trickles would waste wrong answers
             self._emit(self._reservoir.plan(room, policy_version))

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from common.lineage import ONE_LINE, Lineage
 from common.messages import RolloutGroup, Task
 from common.settings import Recycler, Sampling
 from common.templates import TemplateSet
@@ -86,7 +87,7 @@ class Reservoir:
         planned = self._recipe.plan(self._held.values(), room, policy_version, self.right_rate)
         return [self._decide(entries[sources.uid], "recycled", tasks) for sources, tasks in planned]
 
-    def expire(self, policy_version: int, content_bound: int) -> list[Emission]:
+    def expire(self, policy_version: int, content_bound: int, lineage: Lineage = ONE_LINE) -> list[Emission]:
         """Decide groups that become nothing, oldest first.
 
         Those without a usable answer, those more than ``content_bound`` versions behind, and beyond
@@ -95,7 +96,7 @@ class Reservoir:
         oldest_first = sorted(self._held.items(), key=lambda item: (item[1].version, item[1].rank))
         dropped: list[Emission] = []
         for entry_id, sources in oldest_first:
-            if policy_version - sources.version > content_bound:
+            if lineage.distance(sources.epoch, sources.version, policy_version) > content_bound:
                 dropped.append(self._decide(entry_id, "expired"))
             elif sources.kind == "unusable":
                 dropped.append(self._decide(entry_id, "unusable"))

@@ -71,6 +71,9 @@ class ScriptedEngine:
             for index in range(request.sampling.n)
         )
 
+    def forget(self) -> None:
+        self._running.clear()
+
     def apply(self, files, policy_version: int) -> None:
         if any(Path(file).read_bytes() == b"misfit" for file in files):
             raise WeightsError("does not fit")

@@ -18,25 +18,21 @@ from actors.engine import Request
 from actors.transformers_engine import TransformersEngine, load_model
 from actors.verifiers import verify
 from actors.verifiers.pool import InlineVerifier
-from common.consumer import Consumer
 from common.keys import LEARNER
 from common.messages import Rollout, RolloutGroup, Sampling, Task, uid_of
 from common.settings import Settings
 from common.settings_sources import load_settings
 from common.streams import Streams
 from common.templates import load_templates
-from common.weights import WeightStore
 from learner.advantage import has_contrast
 from learner.checkpoint import CheckpointStore
-from learner.commit import Committer
-from learner.engine import TorchEngine
-from learner.intake import Intake
-from learner.issuer import Issuer, _seed, solve_messages
+from learner.issuer import _seed, solve_messages
 from learner.loop import run as train
 from learner.packing import pack
 from learner.prompts import open_prompts
-from learner.publisher import Publisher
 from learner.samples import to_samples
+from learner.start import assemble, take_over
+from learner.torch_engine import TorchEngine
 
 RUN_FILE = Path(__file__).parents[2] / "examples" / "arithmetic" / "run.toml"
 STEPS, GROUPS = 3, 4
@@ -108,7 +104,7 @@ def plain_loop(settings: Settings, folder: Path) -> Outcome:
             else:
                 filtered += 1
         groups.sort(key=lambda group: group.uid)
-        samples = [sample for group in groups for sample in to_samples(group, version, "group_norm", 1e-4)]
+        samples = [sample for group in groups for sample in to_samples(group, 0, "group_norm", 1e-4)]
         engine.step(pack(samples, settings.learner.tokens_per_microbatch))
         trained.append([group.uid for group in groups])
     return Outcome(parameters=parameters(engine), trained=trained, filtered=filtered)
@@ -132,9 +128,8 @@ def sampled(actor: TransformersEngine, task: Task) -> RolloutGroup:
 # -- the system ---------------------------------------------------------------------------------------------
 
 
-def whole_loop(run, settings: Settings, actors: int) -> tuple[Outcome, list[dict]]:
+def whole_loop(streams: Streams, settings: Settings, actors: int) -> tuple[Outcome, list[dict]]:
     """The learner's own loop. Whenever it looks whether to stop, which it does while it waits, the actors tick."""
-    streams: Streams = run.streams
     workers = [
         Actor(
             f"actor-{index}",
@@ -160,25 +155,22 @@ def whole_loop(run, settings: Settings, actors: int) -> tuple[Outcome, list[dict
 
     engine = TorchEngine(settings)
     prompts = open_prompts(settings.prompts, settings.run.python_path, settings.run.seed)
-    issuer = Issuer(streams, run.token, prompts, load_templates(settings.templates.path), settings, cursor=0)
-    consumer = Consumer(streams, LEARNER, "learner-e1", [run.judge_rollouts, run.rollouts])
-    intake = Intake(
-        streams, issuer, settings, consumer=consumer, ended_uids=set(), guard=lambda: None, stopping=actors_work
-    )
+    templates = load_templates(settings.templates.path)
+    checkpoints = CheckpointStore(settings.run.directory / "checkpoints", 2)
+    taken = take_over(streams, checkpoints, prompts, templates, settings)
+    parts = assemble(taken, streams, checkpoints, prompts, templates, settings, stopping=actors_work)
+    intake = parts.intake
     batches: list[list[str]] = []
     take = intake.take
 
-    def watched(quota, version, relieve):
-        groups = take(quota, version, relieve)
+    def watched(quota, version, relieve, tend):
+        groups = take(quota, version, relieve, tend)
         batches.append([group.uid for group in groups or ()])
         return groups
 
     intake.take = watched
-    publisher = Publisher(streams, WeightStore(settings.weights_dir), 1, settings.weights.keep)
-    checkpoints = CheckpointStore(settings.run.directory / "checkpoints", 2)
-    committer = Committer(streams, checkpoints, intake, issuer, epoch=1, token=run.token, every=2, guard=lambda: None)
     metrics: list[dict] = []
-    train(engine, intake, publisher, committer, settings, metrics.append)
+    train(engine, intake, parts.publisher, parts.committer, settings, metrics.append)
     filtered = streams.ledger()["filtered:policy"]
     return Outcome(parameters=parameters(engine), trained=batches, filtered=filtered), metrics
 
@@ -215,9 +207,9 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("actors", [1, 2])
-def test_without_staleness_the_parameters_are_those_of_a_plain_loop(run, tmp_path, reference, actors) -> None:
+def test_without_staleness_the_parameters_are_those_of_a_plain_loop(streams, tmp_path, reference, actors) -> None:
     settings = settings_of(tmp_path, eta=0)
-    found, metrics = whole_loop(run, settings, actors)
+    found, metrics = whole_loop(streams, settings, actors)
     assert found.trained == reference.trained
     assert equal(found.parameters, reference.parameters)
     assert found.filtered == reference.filtered > 0  # so the refill was part of it
@@ -225,19 +217,19 @@ def test_without_staleness_the_parameters_are_those_of_a_plain_loop(run, tmp_pat
     assert [step["staleness_before"] for step in metrics] == [0.0] * STEPS
 
 
-def test_nothing_is_lost_and_all_is_acknowledged_at_the_end(run, tmp_path, reference) -> None:
-    whole_loop(run, settings_of(tmp_path, eta=0), actors=1)
-    ledger = {name: count for name, count in run.streams.ledger().items() if count}
+def test_nothing_is_lost_and_all_is_acknowledged_at_the_end(streams, tmp_path, reference) -> None:
+    whole_loop(streams, settings_of(tmp_path, eta=0), actors=1)
+    ledger = {name: count for name, count in streams.ledger().items() if count}
     assert ledger == {
         "issued:policy": STEPS * GROUPS + reference.filtered,
         "trained:policy": STEPS * GROUPS,
         "filtered:policy": reference.filtered,
     }
-    assert run.streams.backlog(run.rollouts, LEARNER).total == 0
+    assert streams.backlog(streams.keys.rollouts("policy"), LEARNER).total == 0
 
 
-def test_with_overlap_the_parameters_are_others(run, tmp_path, reference) -> None:
+def test_with_overlap_the_parameters_are_others(streams, tmp_path, reference) -> None:
     """Guards the equality above: with eta = 1 the next batch is sampled before the update of this one."""
-    found, metrics = whole_loop(run, settings_of(tmp_path, eta=1), actors=1)
+    found, metrics = whole_loop(streams, settings_of(tmp_path, eta=1), actors=1)
     assert not equal(found.parameters, reference.parameters)
     assert max(step["staleness_before"] for step in metrics) == 1.0

@@ -76,7 +76,9 @@ def test_an_interrupted_run_leaves_no_process_and_resumes(start: Callable[..., U
 
 
 def test_killed_processes_are_restarted_and_nothing_is_lost_or_counted_twice(start: Callable[..., Up]) -> None:
-    up = start("learner.max_steps=10000", "redis.lease_s=4")  # more than it can do: the run must not end before the kills
+    up = start(
+        "learner.max_steps=10000", "redis.lease_s=4"
+    )  # more than it can do: the run must not end before the kills
     until(lambda: len(steps_of(up.run)) >= 3, "three steps")
     for member in ("actor-0", "recycler", "learner"):
         before = processes_of(up.run)[member]
@@ -94,4 +96,4 @@ def test_killed_processes_are_restarted_and_nothing_is_lost_or_counted_twice(sta
     assert saved is not None
     assert saved.state.epoch == 2
     ended = sum(ledger[kind][o] for kind in ("policy", "judge") for o in ("trained", "filtered", "dropped_stale"))
-    assert len(saved.state.ended_uids) == ended
+    assert len(saved.state.ended) == ended

@@ -300,16 +300,20 @@ def test_tokens_sampled_before_an_update_are_those_without_it(make_engine, updat
     assert tokens(plain) != tokens(updated)
 
 
-def test_a_version_that_goes_back_starts_unfinished_groups_anew(make_engine, tmp_path) -> None:
-    """A learner that resumed from a checkpoint publishes lower numbers. Spans rise, so nothing may be mixed."""
-    engine = make_engine()
+def test_what_is_forgotten_never_comes_and_begins_anew_when_it_is_added_again(make_engine, tmp_path) -> None:
+    """A learner that resumed from a checkpoint publishes another line: the actor starts its groups anew."""
+    engine, late = make_engine(), request("late", n=8)
     engine.policy_version = 9
-    early, late = request("early", max_new_tokens=2), request("late", n=8)
-    found = run(engine, early, late, apply={5: (weights_of(3, tmp_path), 6)})
-    assert {completion.spans for completion in found["early"]} == {((9, 0),)}
+    for one in (late, *(request(f"waiting{index}") for index in range(9))):
+        engine.add(one)
+    for _ in range(3):
+        engine.step()
+    engine.forget()
+    assert engine.groups_in_flight == 0
+    assert engine.step() == []
+    engine.apply(weights_of(3, tmp_path), 6)
+    found = run(engine, late)
     assert {completion.spans for completion in found["late"]} == {((6, 0),)}
-    for completion in found["late"]:
-        np.testing.assert_allclose(completion.logprobs, teacher_forced(3, PROMPTS[0], completion), atol=1e-5)
     assert tokens(found["late"]) == tokens(run(make_engine(seed=3), late)["late"])
 
 

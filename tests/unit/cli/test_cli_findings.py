@@ -26,7 +26,8 @@ from common.settings import Settings
 from common.settings_sources import load_settings
 from common.streams import Ledger, Streams
 from learner.checkpoint import CheckpointStore, State
-from learner.engine import TorchEngine
+from learner.torch_engine import TorchEngine
+from learner.uid_ledger import UidLedger
 
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
 DEMO = ROOT / "examples" / "arithmetic"
@@ -48,7 +49,7 @@ def demo(tmp_path: Path) -> Callable[..., RunDirectory]:
 
 
 def save_checkpoint(run: RunDirectory, policy_version: int) -> None:
-    state = State(epoch=1, policy_version=policy_version, cursor=0, endings=(), ended_uids=frozenset())
+    state = State(epoch=1, policy_version=policy_version, cursor=0, endings=(), ended=UidLedger())
     CheckpointStore(run.path / "checkpoints", 2).save(state, lambda _folder: None)
 
 

@@ -23,7 +23,9 @@ def group_of(spans: list[set[int]], sources: list[int]) -> RolloutGroup:
         verifier="exact",
         sampling=Sampling(n=len(spans), max_new_tokens=8),
         sources=tuple(
-            SourceRef(uid="s", sample=0, answer_hash="", policy_version=version, correct=True, verifier="v")
+            SourceRef(
+                uid="s", sample=0, answer_hash="", policy_version=version, weights_epoch=1, correct=True, verifier="v"
+            )
             for version in sources
         ),
     )

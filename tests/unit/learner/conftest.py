@@ -38,7 +38,9 @@ def make_group(
 ) -> RolloutGroup:
     """A group of ``index``; a reward of None is a verifier error."""
     written = version if content_version is None else content_version
-    source = SourceRef(uid="s", sample=0, answer_hash="h", policy_version=written, correct=True, verifier="exact@1")
+    source = SourceRef(
+        uid="s", sample=0, answer_hash="h", policy_version=written, weights_epoch=1, correct=True, verifier="exact@1"
+    )
     task = Task(
         uid=uid_of(objective, index),
         objective=objective,

@@ -16,8 +16,17 @@ from hypothesis import strategies as st
 from common import folders
 from common.streams import Ending
 from learner.checkpoint import CheckpointStore, State
+from learner.uid_ledger import CODES, UidLedger
 
-UIDS = frozenset(bytes([index]) * 16 for index in range(5))
+
+def ledger(uids) -> UidLedger:
+    found = UidLedger()
+    for index, uid in enumerate(sorted(uids)):
+        found.add(uid.hex(), *CODES[index % len(CODES)])
+    return found
+
+
+UIDS = ledger(bytes([index]) * 16 for index in range(8))
 ENDINGS = (
     Ending(stream="s", id="1-0", uid="aa", outcome="trained", kind="policy"),
     Ending(stream="s", id="2-0", uid="", outcome="trained", kind="judge"),
@@ -25,7 +34,7 @@ ENDINGS = (
 
 
 def state(version: int, epoch: int = 1) -> State:
-    return State(epoch=epoch, policy_version=version, cursor=10 * version, endings=ENDINGS, ended_uids=UIDS)
+    return State(epoch=epoch, policy_version=version, cursor=10 * version, endings=ENDINGS, ended=UIDS, trained=3)
 
 
 def write(folder) -> None:
@@ -52,7 +61,7 @@ def test_the_newest_is_by_epoch_and_then_by_step(store) -> None:
     assert (store.newest().state.epoch, store.newest().state.policy_version) == (2, 5)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "trained.bin", "commit.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "ended.bin", "commit.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_broken_checkpoint_is_passed_over(store, name, damage) -> None:
     store.save(state(1), write)
@@ -142,8 +151,8 @@ def test_files_are_on_disk_before_the_name_and_the_name_before_the_return(store,
     store.save(state(1), write)
     assert steps == [
         "commit.json",
+        "ended.bin",
         "model.safetensors",
-        "trained.bin",
         "e000001-s00000001.tmp",
         "rename",
         "checkpoints",
@@ -154,7 +163,7 @@ def test_files_are_on_disk_before_the_name_and_the_name_before_the_return(store,
 @given(uids=st.frozensets(st.binary(min_size=16, max_size=16), max_size=20), cursor=st.integers(0, 2**40))
 def test_every_state_survives(tmp_path_factory, uids, cursor) -> None:
     store = CheckpointStore(tmp_path_factory.mktemp("states"), kept=1)
-    saved = replace(state(1), ended_uids=uids, cursor=cursor)
+    saved = replace(state(1), ended=ledger(uids), cursor=cursor)
     store.save(saved, write)
     assert store.newest().state == saved
 

@@ -10,7 +10,8 @@ import pytest
 from common.errors import Fenced
 from common.streams import Ending
 from learner.checkpoint import Checkpoint, CheckpointStore, State
-from learner.commit import Committer
+from learner.commit import REPEATED_S, Committer
+from learner.uid_ledger import UidLedger
 
 
 class Disk(CheckpointStore):
@@ -44,7 +45,7 @@ class Server:
 
     def settle(self, token, group, policy_version, endings) -> int:
         assert self.store.newest().state.policy_version == policy_version, "acknowledged before it was durable"
-        assert set(endings) == set(self.store.newest().state.endings)
+        assert endings == self.store.newest().state.endings
         before = len(self.acked)
         self.acked |= {ending.id for ending in endings}
         self.calls.append(("settled", [ending.id for ending in endings]))
@@ -58,7 +59,8 @@ class Server:
 @dataclass
 class Intake:
     endings: list[Ending] = field(default_factory=list)
-    ended_uids: set[bytes] = field(default_factory=set)
+    ended: UidLedger = field(default_factory=UidLedger)
+    trained: int = 0
     remembered: list[list[str]] = field(default_factory=list)
 
     def remember(self, endings) -> None:
@@ -72,6 +74,24 @@ class Engine:
 
     def write_checkpoint(self, folder) -> None:
         (folder / "model").write_bytes(b"m")
+
+
+@dataclass
+class Fence:
+    check: object
+    epoch: int = 1
+    token: str = "1:t"
+
+    def hold(self, call):
+        return call()
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @dataclass
@@ -90,6 +110,7 @@ class World:
     intake: Intake
     engine: Engine
     committer: Committer
+    clock: Clock
 
     def step(self, *indices: int) -> None:
         self.engine.policy_version += 1
@@ -103,10 +124,11 @@ def make_world(tmp_path):
         calls = []
         disk = Disk(tmp_path / "checkpoints", calls)
         server, intake, engine = Server(disk, calls), Intake(), Engine(saved.state.policy_version if saved else 0)
+        clock = Clock()
         committer = Committer(
-            server, disk, intake, Issuer(7), epoch=1, token="1:t", every=every, guard=guard, saved=saved
+            server, disk, intake, Issuer(7), fence=Fence(guard), every=every, saved=saved, clock=clock
         )
-        return World(disk, server, intake, engine, committer)
+        return World(disk, server, intake, engine, committer, clock)
 
     return make
 
@@ -119,22 +141,24 @@ def test_first_the_disk_then_the_server_then_the_trim(make_world) -> None:
     assert world.intake.endings == []
 
 
-def test_a_checkpoint_repeats_the_endings_of_the_one_before_and_no_older(make_world) -> None:
+def test_a_checkpoint_repeats_what_was_settled_a_moment_ago_and_nothing_older(make_world) -> None:
     """A server that lost its last second forgot those acks; acknowledging twice changes nothing."""
     world = make_world()
     for index in (1, 2, 3):
+        world.clock.now += 0.6 * REPEATED_S
         world.step(index)
     settled = [ids for what, ids in world.server.calls if what == "settled"]
     assert settled == [["1-0"], ["1-0", "2-0"], ["2-0", "3-0"]]
 
 
 def test_after_a_resume_the_endings_of_the_loaded_checkpoint_are_repeated(make_world) -> None:
-    state = State(epoch=1, policy_version=4, cursor=7, endings=(ending(1),), ended_uids=frozenset())
+    state = State(epoch=1, policy_version=4, cursor=7, endings=(ending(1),), ended=UidLedger())
     world = make_world(saved=Checkpoint(folder=Path("e000001-s00000004"), state=state))
     world.step(2)
+    world.clock.now += 1.1 * REPEATED_S
     world.step(3)
     settled = [ids for what, ids in world.server.calls if what == "settled"]
-    assert settled == [["1-0", "2-0"], ["2-0", "3-0"]]
+    assert settled == [["1-0", "2-0"], ["3-0"]]
 
 
 def test_a_full_disk_settles_nothing_and_the_next_save_settles_all(make_world) -> None:
@@ -184,7 +208,9 @@ def test_a_fenced_learner_saves_and_settles_nothing(make_world) -> None:
 
 def test_a_state_holds_the_cursor_and_every_ended_uid(make_world) -> None:
     world = make_world()
-    world.intake.ended_uids |= {b"x" * 16}
+    world.intake.ended.add("ab" * 16, "filtered", "policy")
+    world.intake.trained = 3
     world.step(1)
     found = world.disk.newest().state
-    assert (found.cursor, found.ended_uids, found.policy_version) == (7, frozenset({b"x" * 16}), 1)
+    assert (found.cursor, found.trained, found.policy_version) == (7, 3, 1)
+    assert found.ended.end_of("ab" * 16) == "filtered"

@@ -92,9 +92,9 @@ def test_errors_are_counted_and_are_no_rewards(make_group) -> None:
 
 def test_staleness_and_endings_since_the_last_report(make_group) -> None:
     stats = GroupStats()
-    stats.trained(make_group(0, version=3), 4)
-    stats.trained(make_group(1, version=1), 4)
-    stats.trained(make_group(2, objective="reflect", version=4, content_version=0), 4)
+    stats.trained(make_group(0, version=3), 1, 0)
+    stats.trained(make_group(1, version=1), 3, 0)
+    stats.trained(make_group(2, objective="reflect", version=4, content_version=0), 0, 4)
     stats.ended("filtered", "policy")
     found = stats.take()
     assert found["staleness"] == pytest.approx(4 / 3)

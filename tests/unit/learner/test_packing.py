@@ -103,6 +103,6 @@ def test_every_group_is_in_one_update_which_has_its_share_of_each_objective(make
 
 
 def test_samples_carry_the_staleness_of_their_group(make_group) -> None:
-    samples = to_samples(make_group(rewards=(1, 0), version=3), 7, "mean", 1e-4)
+    samples = to_samples(make_group(rewards=(1, 0), version=3), 4, "mean", 1e-4)
     assert [sample.staleness for sample in samples] == [4, 4]
     assert [sample.prompt_token_ids.tolist() for sample in samples] == [[5, 6]] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from common.lineage import ONE_LINE
 from common.weights import WeightStore, verified
 from learner.publisher import Publisher
 
@@ -44,7 +45,7 @@ def publish(tmp_path, versions, beats=None, kept=2):
 def test_manifests_name_their_parent_and_come_last(tmp_path) -> None:
     streams, _ = publish(tmp_path, range(4))
     assert [(m.epoch, m.version, m.parent) for m in streams.manifests] == [(3, 0, -1), (3, 1, 0), (3, 2, 1), (3, 3, 2)]
-    assert streams.progress == {"policy_version": 3, "epoch": 3}
+    assert streams.progress == {"policy_version": 3, "epoch": 3, "lineage": ONE_LINE.to_json()}
 
 
 def test_only_the_newest_are_kept(tmp_path) -> None:

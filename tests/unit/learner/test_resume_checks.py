@@ -12,11 +12,13 @@ import torch
 from common.errors import SettingsError
 from common.messages import ChatMessage
 from common.settings import Learner, Model, Settings
-from learner.__main__ import _reconcile
-from learner.checkpoint import Checkpoint, State
-from learner.engine import TorchEngine
+from common.templates import load_templates
+from learner.checkpoint import CheckpointStore, State
 from learner.packing import pack
 from learner.prompts import Prompt, PromptSource
+from learner.start import take_over
+from learner.torch_engine import TorchEngine
+from learner.uid_ledger import UidLedger
 
 BASE = Path(__file__).resolve().parents[3] / "examples" / "arithmetic" / "base"
 
@@ -43,14 +45,17 @@ def test_fingerprint_changes_with_order_and_content_only() -> None:
     assert len({other.fingerprint() for other in others}) == len(others)
 
 
-def test_other_prompts_than_those_of_the_checkpoint_are_refused(streams) -> None:
-    state = State(epoch=1, policy_version=2, cursor=0, endings=(), ended_uids=frozenset(), prompts="these")
-    saved = Checkpoint(folder=Path("e000001-s00000002"), state=state)
-    streams.client.set(streams.keys.cursor, 0)
-    streams.take_fence(1, "1:a")
+def test_other_prompts_than_those_of_the_checkpoint_are_refused(streams, tmp_path: Path) -> None:
+    store, these, templates = CheckpointStore(tmp_path, 2), source(["a", "b"]), load_templates("default")
+    taken = take_over(streams, store, these, templates, Settings())
+    state = State(
+        epoch=1, policy_version=2, cursor=0, endings=(), ended=UidLedger(), prompts=these.fingerprint(), trained=0
+    )
+    store.save(state, lambda folder: None)
     with pytest.raises(SettingsError, match="prompts are not those of checkpoint e000001-s00000002"):
-        _reconcile(streams, "1:a", saved, "others")
-    assert _reconcile(streams, "1:a", saved, "these") == 0
+        take_over(streams, store, source(["a", "other"]), templates, Settings())
+    again = take_over(streams, store, these, templates, Settings())
+    assert (again.saved.state, again.fence.generation) == (state, taken.fence.generation)
 
 
 def engine(**learner: object) -> TorchEngine:

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.messages import OBJECTIVES
 from common.settings import Settings
-from learner.engine import TorchEngine
 from learner.packing import pack
+from learner.torch_engine import TorchEngine
 
 WEIGHTS = {"solve": 1.0, "pointwise": 0.25, "pairwise": 0.25, "reflect": 0.5}
 

@@ -67,7 +67,7 @@ def test_pointwise_task_is_complete(make_group: MakeGroup) -> None:
     task = builder().pointwise(wrong, TEMPLATES.pointwise[0], policy_version=7)
     assert (task.objective, task.kind, task.positive, task.answer) == ("pointwise", "judge", False, "No")
     assert (task.verifier, task.verifier_args) == ("verdict", {"choices": ["Yes", "No"]})
-    assert (task.question, task.issued_version, task.content_version) == (group.task.question, 7, 5)
+    assert (task.question, task.issued_version, task.sources[0].policy_version) == (group.task.question, 7, 5)
     assert task.template == TEMPLATES.ref(TEMPLATES.pointwise[0])
     assert [message.role for message in task.messages] == ["user"]
     assert task.messages[0].content[0] == ImagePart(sha256="ab" * 32)

@@ -107,7 +107,7 @@ def test_freshest_groups_come_first(make_group: MakeGroup, make_reservoir: MakeR
     reservoir = make_reservoir(max_tasks_per_group=1)
     for version in (3, 1, 7, 5):
         fill(reservoir, make_group, ["rw", "rw"], start=10 * version, version=version)
-    versions = [task.content_version for task in tasks_of(reservoir.plan(4, 8))]
+    versions = [task.sources[0].policy_version for task in tasks_of(reservoir.plan(4, 8))]
     assert versions == [7, 7, 5, 5]
 
 

@@ -1,0 +1,43 @@
+"""Rebuilding a run on a server that lost it: from what the newest checkpoint knows."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+
+import structlog
+
+from common.settings import Settings
+from common.streams import Product, Streams
+from common.templates import TemplateSet
+from learner.checkpoint import State
+from learner.issuer import task_at
+from learner.prompts import PromptSource
+
+log = structlog.get_logger()
+
+
+def rebuild(
+    streams: Streams, token: str, state: State, prompts: PromptSource, templates: TemplateSet, settings: Settings
+) -> str:
+    """Start the run's data on the server anew; returns their new name. Raises Fenced, ServerFull.
+
+    What the checkpoint trained stays trained. Every other prompt below its cursor is issued again, as the same uid.
+    Judge tasks that were in flight are forgotten: new ones come of the new rollouts.
+    """
+    ended = state.ended.counts()
+    counts = {f"{outcome}:{kind}": number for (outcome, kind), number in ended.items()}
+    counts["issued:policy"] = state.cursor
+    counts["issued:judge"] = sum(number for (_, kind), number in ended.items() if kind == "judge")
+    streams.rebuild(token, state.cursor, counts)
+    streams.park(token, _unended(state, prompts, templates, settings))
+    generation = streams.begin(secrets.token_hex(8))  # last: a rebuild that was cut short is begun again
+    log.warning("learner.rebuilt", generation=generation, cursor=state.cursor, **counts)
+    return generation
+
+
+def _unended(state: State, prompts: PromptSource, templates: TemplateSet, settings: Settings) -> Iterator[Product]:
+    for position in range(state.cursor):
+        task = task_at(position, prompts, templates, settings, policy_version=state.policy_version)
+        if task is not None and task.uid not in state.ended:
+            yield Product.of(task.uid, task)

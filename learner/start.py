@@ -1,0 +1,181 @@
+"""How a learner starts: a new epoch, the fence, the newest checkpoint, and what older epochs left behind."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from common.consumer import Consumer
+from common.errors import Fenced, SettingsError
+from common.keys import ACTORS, LEARNER
+from common.lineage import Lineage
+from common.settings import Settings
+from common.streams import Streams, position
+from common.templates import TemplateSet
+from common.weights import WeightStore
+from learner.checkpoint import Checkpoint, CheckpointStore, EpochStart
+from learner.commit import Committer
+from learner.engine import Engine
+from learner.event_log import EventLog
+from learner.fence import Fence, wiped
+from learner.intake import Intake
+from learner.issuer import Issuer
+from learner.prompts import PromptSource
+from learner.publisher import Publisher
+from learner.rebuild import rebuild
+from learner.uid_ledger import UidLedger
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Takeover:
+    """What a new epoch goes on from."""
+
+    fence: Fence
+    saved: Checkpoint | None
+    lineage: Lineage
+    cursor: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """A learner, put together; ``learner.loop.run`` drives them."""
+
+    intake: Intake
+    publisher: Publisher
+    committer: Committer
+
+
+def take_over(
+    streams: Streams, checkpoints: CheckpointStore, prompts: PromptSource, templates: TemplateSet, settings: Settings
+) -> Takeover:
+    """A new epoch with the fence, and the server told what the newest checkpoint says has ended.
+
+    From here on no older learner can issue or acknowledge. Raises Fenced, WipedServer, and SettingsError when the
+    prompts are others than those of the checkpoint.
+    """
+    epoch = checkpoints.new_epoch()
+    token = f"{epoch}:{secrets.token_hex(8)}"
+    if not streams.take_fence(epoch, token):
+        raise Fenced(
+            f"epoch {epoch} is not the highest on the server: another learner of this run is alive elsewhere, or the "
+            "server remembers an earlier run of this name; choose another run.name, or delete the keys of the old one"
+        )
+    saved = checkpoints.newest()
+    _refuse_other_prompts(saved, prompts.fingerprint())
+    known = known_generation(checkpoints)
+    found = streams.generation()
+    if saved is None:
+        generation = streams.begin(secrets.token_hex(8))
+    elif found is not None and found == known:
+        generation = found
+    elif found is None and settings.redis.rebuild:
+        generation = rebuild(streams, token, saved.state, prompts, templates, settings)
+    else:
+        raise wiped(found, known or "unknown")
+    start = saved.state if saved else None
+    checkpoints.record_start(
+        epoch,
+        EpochStart(
+            epoch=start.epoch if start else 0,
+            policy_version=start.policy_version if start else 0,
+            generation=generation,
+        ),
+    )
+    starts = {e: (s.epoch, s.policy_version) for e, s in checkpoints.starts().items()}
+    fence = Fence(streams, checkpoints, epoch, token, generation)
+    if saved:
+        _settle(streams, fence, saved)
+    return Takeover(fence=fence, saved=saved, lineage=Lineage.of(epoch, starts), cursor=streams.cursor() or 0)
+
+
+def known_generation(checkpoints: CheckpointStore) -> str | None:
+    """Name of the data set that the last start worked on."""
+    starts = checkpoints.starts()
+    return starts[max(starts)].generation if starts else None
+
+
+def assemble(
+    taken: Takeover,
+    streams: Streams,
+    checkpoints: CheckpointStore,
+    prompts: PromptSource,
+    templates: TemplateSet,
+    settings: Settings,
+    *,
+    stopping: Callable[[], bool],
+    **clocks: Any,
+) -> Parts:
+    """The parts of a learner that has taken over. ``clocks``: ``beat``, ``clock`` of the intake."""
+    keys, fence, saved = streams.keys, taken.fence, taken.saved
+    name = f"learner-e{fence.epoch:06d}"
+    consumer = Consumer(streams, LEARNER, name, [keys.rollouts("judge"), keys.rollouts("policy")])
+    returned = Consumer(streams, LEARNER, name, [keys.returned])
+    inherited = in_flight(streams) if settings.staleness.max_staleness == 0 else set()
+    if moved := consumer.adopt() + returned.adopt():
+        log.info("learner.adopted", entries=moved)
+    issuer = Issuer(
+        streams, fence, prompts, templates, settings, cursor=taken.cursor, returned=returned, inherited=inherited
+    )
+    intake = Intake(
+        streams,
+        issuer,
+        settings,
+        consumer=consumer,
+        ended=saved.state.ended if saved else UidLedger(),
+        trained=saved.state.trained if saved else 0,
+        lineage=taken.lineage,
+        guard=fence.check,
+        stopping=stopping,
+        **clocks,
+    )
+    publisher = Publisher(
+        streams, WeightStore(settings.weights_dir), fence.epoch, settings.weights.keep, lineage=taken.lineage
+    )
+    committer = Committer(
+        streams,
+        checkpoints,
+        intake,
+        issuer,
+        fence=fence,
+        every=settings.learner.checkpoint_every,
+        saved=saved,
+        prompts=prompts.fingerprint(),
+        after_settling=EventLog(streams, fence, settings.run.directory / "events").spool,
+    )
+    return Parts(intake=intake, publisher=publisher, committer=committer)
+
+
+def load(engine: Engine, taken: Takeover) -> None:
+    """Put the engine where the checkpoint says."""
+    if taken.saved is not None:
+        engine.read_checkpoint(taken.saved.folder, taken.saved.state.policy_version)
+
+
+def in_flight(streams: Streams) -> set[str]:
+    """Uids of the policy tasks in flight. Entries move on while this reads, but only to streams that it reads later."""
+    keys = streams.keys
+    places = ((keys.tasks("policy"), ACTORS), (keys.rollouts("policy"), LEARNER), (keys.returned, LEARNER))
+    return {uid for stream, group in places for uid in streams.unacked(stream, group)}
+
+
+def _settle(streams: Streams, fence: Fence, saved: Checkpoint) -> None:
+    """What the checkpoint ended is acknowledged before anything else; the server may have lost it, or never heard."""
+    endings = saved.state.endings
+    for stream in {ending.stream for ending in endings}:
+        streams.raise_id(stream, max((e.id for e in endings if e.stream == stream), key=position))
+    acked = fence.hold(lambda: streams.settle(fence.token, LEARNER, saved.state.policy_version, endings))
+    log.info("learner.resumes", checkpoint=saved.folder.name, acked=acked)
+
+
+def _refuse_other_prompts(saved: Checkpoint | None, fingerprint: str) -> None:
+    if saved is not None and saved.state.prompts != fingerprint:
+        raise SettingsError(
+            f"the prompts are not those of checkpoint {saved.folder.name}: prompts, their order and run.seed are fixed "
+            "for a run, since each is trained once; restore them, or start under a new run.name"
+        )
