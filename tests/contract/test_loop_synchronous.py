@@ -6,6 +6,7 @@ these. Both end with the same parameters, or one of them did something else than
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,11 @@ from learner.loop import run as train
 from learner.packing import pack
 from learner.prompts import open_prompts
 from learner.samples import to_samples
-from learner.start import assemble, take_over
+from learner.start import assemble, load, take_over
 from learner.torch_engine import TorchEngine
 
 RUN_FILE = Path(__file__).parents[2] / "examples" / "arithmetic" / "run.toml"
-STEPS, GROUPS = 3, 4
+STEPS, GROUPS = 5, 4
 Parameters = dict[str, torch.Tensor]
 
 
@@ -128,9 +129,8 @@ def sampled(actor: TransformersEngine, task: Task) -> RolloutGroup:
 # -- the system ---------------------------------------------------------------------------------------------
 
 
-def whole_loop(streams: Streams, settings: Settings, actors: int) -> tuple[Outcome, list[dict]]:
-    """The learner's own loop. Whenever it looks whether to stop, which it does while it waits, the actors tick."""
-    workers = [
+def actors_of(streams: Streams, settings: Settings, count: int) -> list[Actor]:
+    return [
         Actor(
             f"actor-{index}",
             streams,
@@ -141,8 +141,15 @@ def whole_loop(streams: Streams, settings: Settings, actors: int) -> tuple[Outco
             lease_s=60.0,
             max_deliveries=5,
         )
-        for index in range(actors)
+        for index in range(count)
     ]
+
+
+def whole_loop(
+    streams: Streams, settings: Settings, actors: int, workers: list[Actor] | None = None
+) -> tuple[Outcome, list[dict]]:
+    """The learner's own loop. Whenever it looks whether to stop, which it does while it waits, the actors tick."""
+    workers = workers or actors_of(streams, settings, actors)
     waits = 0
 
     def actors_work() -> bool:
@@ -159,6 +166,7 @@ def whole_loop(streams: Streams, settings: Settings, actors: int) -> tuple[Outco
     checkpoints = CheckpointStore(settings.run.directory / "checkpoints", 2)
     taken = take_over(streams, checkpoints, prompts, templates, settings)
     parts = assemble(taken, streams, checkpoints, prompts, templates, settings, stopping=actors_work)
+    load(engine, taken)
     intake = parts.intake
     batches: list[list[str]] = []
     take = intake.take
@@ -233,3 +241,58 @@ def test_with_overlap_the_parameters_are_others(streams, tmp_path, reference) ->
     found, metrics = whole_loop(streams, settings_of(tmp_path, eta=1), actors=1)
     assert not equal(found.parameters, reference.parameters)
     assert max(step["staleness_before"] for step in metrics) == 1.0
+
+
+# -- killed anywhere ------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """kill -9: nothing catches it."""
+
+
+def dying(streams: Streams, at: int, *, replied: bool, monkeypatch) -> None:
+    """The process ends at its ``at``-th call to the server: before it is made, or when the server has done it."""
+    calls, retry = 0, streams._retry
+
+    def counted(call, **options):
+        nonlocal calls
+        calls += 1
+        if calls == at and not replied:
+            raise Killed
+        answer = retry(call, **options)
+        if calls == at:
+            raise Killed
+        return answer
+
+    monkeypatch.setattr(streams, "_retry", counted)
+
+
+@pytest.mark.parametrize("survivors", [False, True], ids=["all killed", "learner killed"])
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_anywhere_and_resumed_the_parameters_are_the_same(
+    streams, tmp_path, reference, monkeypatch, survivors, seed
+) -> None:
+    """With a checkpoint every second step some steps are made again: of the same prompts, sampled by the same weights.
+
+    Actors that survive hold weights of the lost line, and prompts that it issued ahead.
+    """
+    settings, rng = settings_of(tmp_path, eta=0), random.Random(seed)
+    of_actors = Streams(streams.client, streams.keys.run)
+    actors = actors_of(of_actors, settings, 2)
+    kills = 0
+    for _ in range(3):
+        with monkeypatch.context() as context:
+            dies = streams if survivors else rng.choice([streams, of_actors])
+            dying(dies, rng.randint(5, 60), replied=rng.random() < 0.5, monkeypatch=context)
+            try:
+                whole_loop(streams, settings, 2, actors)
+            except Killed:
+                kills += 1
+                actors = actors if survivors else actors_of(of_actors, settings, 2)
+    found, _ = whole_loop(streams, settings, 2, actors)
+    assert kills
+    assert equal(found.parameters, reference.parameters)
+    ledger = streams.ledger()
+    assert ledger["trained:policy"] == STEPS * GROUPS
+    assert ledger["filtered:policy"] == reference.filtered
+    assert streams.conservation().balanced
