@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
+from common.heartbeat import Heartbeat as MemberHeartbeat
 from common.streams import Streams
-
-EVERY_S: Final = 2.0
-TTL_S: Final = 300.0
-"""Long, since an optimizer step of a large model sends nothing while it lasts."""
+from common.watchdog import Watchdog
 
 
 class Heartbeat:
-    def __init__(self, streams: Streams, epoch: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._streams = streams
+    def __init__(
+        self,
+        streams: Streams,
+        epoch: int,
+        watchdog: Watchdog | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._heartbeat = MemberHeartbeat(streams, "learner", "learner", watchdog, clock)
         self._epoch = epoch
-        self._clock = clock
         self._state = ""
-        self._beaten = float("-inf")
 
     def beat(self, state: str, policy_version: int, **fields: Any) -> None:
-        """Tell the state: at once when it changes, otherwise every EVERY_S."""
-        if state == self._state and self._clock() - self._beaten < EVERY_S:
+        """Tell the state: at once when it changes, otherwise now and then."""
+        if state == self._state and not self._heartbeat.due:
             return
-        self._state, self._beaten = state, self._clock()
-        beat = {"role": "learner", "state": state, "epoch": self._epoch, "policy_version": policy_version, **fields}
-        self._streams.heartbeat("learner", beat, ttl_s=TTL_S)
+        self._state = state
+        self._heartbeat.beat(state, epoch=self._epoch, policy_version=policy_version, **fields)
 
     def stop(self) -> None:
-        self._streams.heartbeat("learner", {"role": "learner", "state": "stopped"}, ttl_s=1.0)
+        self._heartbeat.stop()

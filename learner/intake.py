@@ -81,6 +81,8 @@ class Intake:
         self._clock = clock
         self._kinds: dict[str, Kind] = {streams.keys.rollouts(kind): kind for kind in KINDS}
         self._ready: dict[Kind, dict[str, tuple[Delivery, RolloutGroup]]] = {kind: {} for kind in KINDS}
+        self._counted: set[str] = set()
+        """Uids in the accounts' ``ended`` beyond what the server had counted when this learner started."""
         self._orphans: dict[str, tuple[Delivery, RolloutGroup]] = {}
         ledger = streams.ledger()
         self._accounts = {kind: Account(ended=_settled(ledger, kind)) for kind in KINDS}
@@ -227,14 +229,18 @@ class Intake:
             Ending(stream=delivery.stream, id=delivery.id, uid=delivery.uid, outcome=outcome, kind=kind)
         )
         self.ended.add(delivery.uid, outcome, kind)
+        self._counted.add(delivery.uid)
         self._accounts[kind].end(filtered=outcome == "filtered")
         self.stats.ended(outcome, kind)
 
     def _end_again(self, delivery: Delivery, kind: Kind, outcome: Outcome) -> None:
         """The twin of a uid that has its end already: the server forgot the end, so it is told once more.
 
-        Nothing is trained, and the account counted it the first time.
+        Nothing is trained. The account began with what the server had counted, which this end of before was not in.
         """
+        if delivery.uid not in self._counted:
+            self._counted.add(delivery.uid)
+            self._accounts[kind].end()
         self.endings.append(
             Ending(stream=delivery.stream, id=delivery.id, uid=delivery.uid, outcome=outcome, kind=kind)
         )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
+
+from common.codec import encode
 from common.lineage import ONE_LINE
 from common.weights import WeightStore, verified
-from learner.publisher import Publisher
+from learner.publisher import TEND_S, Publisher
 
 
 @dataclass
@@ -65,3 +68,73 @@ def test_a_version_stays_while_a_living_actor_uses_it(tmp_path) -> None:
 
 def test_it_never_waits_and_keeps_all_while_there_are_few(tmp_path) -> None:
     assert publish(tmp_path, range(3), kept=4)[1] == [0, 1, 2]
+
+
+# -- what the disk and the server do to it ---------------------------------------------------------------------
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FullDisk(Engine):
+    full = True
+
+    def write_weights(self, folder) -> None:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        super().write_weights(folder)
+
+
+@dataclass
+class Server(Streams):
+    """Remembers what was announced, until it loses it."""
+
+    def newest_weights(self):
+        return [encode(manifest) for manifest in reversed(self.manifests)]
+
+
+@pytest.fixture
+def tended(tmp_path):
+    clock = Clock()
+    server = Server()
+    return server, Publisher(server, WeightStore(tmp_path), epoch=3, kept=2, clock=clock), clock
+
+
+def test_weights_that_a_full_disk_refused_are_published_when_it_has_room(tended) -> None:
+    server, publisher, clock = tended
+    engine = FullDisk()
+    publisher.publish(engine)
+    for _ in range(3):
+        clock.now += TEND_S + 1
+        publisher.tend(engine)
+    assert server.manifests == []
+    engine.full = False
+    publisher.tend(engine)
+    assert server.manifests == []  # not at every look
+    clock.now += TEND_S + 1
+    publisher.tend(engine)
+    assert [m.version for m in server.manifests] == [0]
+
+
+def test_weights_that_the_server_lost_are_announced_again(tended) -> None:
+    server, publisher, clock = tended
+    publisher.publish(Engine())
+    [announced] = server.manifests
+    server.manifests.clear()
+    server.progress.clear()
+    clock.now += TEND_S + 1
+    publisher.tend(Engine())
+    clock.now += TEND_S + 1
+    publisher.tend(Engine())
+    assert server.manifests == [announced]
+    assert server.progress["policy_version"] == 0
+
+
+def test_an_actor_that_never_updates_does_not_keep_every_version(tmp_path) -> None:
+    beats = {"stuck": {"role": "actor", "policy_version": 0}}
+    assert publish(tmp_path, range(40), beats)[1] == list(range(24, 40))
