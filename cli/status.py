@@ -13,8 +13,9 @@ from cli.embedded import EmbeddedServer
 from cli.rundir import RunDirectory, open_run, server_of
 from common.errors import SettingsError
 from common.messages import OUTCOMES
+from common.records import Ledger
 from common.server import check_server, connect
-from common.streams import Ledger, Streams
+from common.streams import Streams
 
 
 def status(run: Path, *, as_json: bool) -> None:

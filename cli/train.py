@@ -17,8 +17,9 @@ from cli.rundir import RunDirectory, child_environment
 from cli.services import services
 from cli.supervisor import Supervisor
 from common.process import open_streams
+from common.records import Ledger
 from common.settings import Settings
-from common.streams import Ledger, Streams
+from common.streams import Streams
 
 States = Callable[[], Mapping[str, str]]
 Watch = Callable[[States], Coroutine[Any, Any, None]]

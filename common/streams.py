@@ -5,7 +5,6 @@ streams.md holds the delivery protocol and why each call may be repeated.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -14,19 +13,16 @@ from typing import Any, Final, TypeVar
 
 import redis
 
-from common.calls import Calls
 from common.codec import encode
-from common.errors import Fenced, ServerError
-from common.keys import ACTORS, LEARNER, RECYCLER, Keys
-from common.messages import OUTCOMES, Kind, Outcome, Task, WeightManifest
-from common.server import Client, address, is_full, memory_share
+from common.errors import Fenced
+from common.keys import RECYCLER
+from common.messages import Kind, Outcome, Task, WeightManifest
+from common.records import CALL_ENTRIES, Records, chunks
+from common.server import Client, is_full
 
-CALL_ENTRIES: Final = 200
-"""Entries per function call; Lua's unpack and the server's other clients both want it bounded."""
 HAND_BACK_IDLE_MS: Final = 1_000_000_000
 TRIM_SLICE: Final = 100
 """Smallest slice of a trim: entries of one node of a stream, which the server deletes whole."""
-LETTER_FIELDS: Final = ("stream", "group", "uid", "kind", "reason")
 WEIGHTS_REMEMBERED: Final = 1000
 """Manifests kept on the weights stream; only the last few are ever read."""
 
@@ -70,55 +66,7 @@ class Ending:
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetter:
-    """An entry that nobody could work on, and why. Without a ``kind`` its uid lives on elsewhere."""
-
-    id: str
-    stream: str
-    group: str
-    uid: str
-    kind: str
-    reason: str
-    deliveries: int
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """A line of the event log: what was issued or ended, by uid (``fields["uids"]``, space-separated)."""
-
-    id: str
-    fields: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backlog:
-    pending: int
-    undelivered: int
-    oldest_idle_ms: int
-
-    @property
-    def total(self) -> int:
-        return self.pending + self.undelivered
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ledger:
-    """Per kind: issued, how many ended in each way, in flight. Conservation: every uid ends once or is in flight."""
-
-    kinds: Mapping[Kind, Mapping[str, int]]
-
-    def balances(self, kind: Kind) -> bool:
-        counts = self.kinds[kind]
-        return counts["issued"] == sum(counts[outcome] for outcome in OUTCOMES) + counts["in_flight"]
-
-    @property
-    def balanced(self) -> bool:
-        return all(self.balances(kind) for kind in self.kinds)
-
-
-class Streams(Calls):
+class Streams(Records):
     """Typed calls over one client. Lost connections are retried until ``give_up_s``, then ServerError.
 
     A server out of memory or disk refuses the producers' calls (``issue``, ``transfer`` of products) with ServerFull.
@@ -136,8 +84,7 @@ class Streams(Calls):
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        super().__init__(client, give_up_s=give_up_s, seed=seed, clock=clock, sleep=sleep)
-        self.keys = Keys(run)
+        super().__init__(client, run, give_up_s=give_up_s, seed=seed, clock=clock, sleep=sleep)
         self.recycles = recycles
 
     # -- set-up -------------------------------------------------------------------------------------
@@ -196,7 +143,7 @@ class Streams(Calls):
     def park(self, token: str, tasks: Iterable[Product]) -> None:
         """Issued tasks of a run that was rebuilt just now, to be issued again. Raises Fenced, ServerFull."""
         parked = 0
-        for chunk in _chunks(list(tasks), CALL_ENTRIES):
+        for chunk in chunks(list(tasks), CALL_ENTRIES):
             args: list[Any] = [token, parked, *(part for task in chunk for part in (task.uid, task.payload))]
             if not self._call("spark_park", [self.keys.fence, self.keys.returned], args, produces=True):
                 raise Fenced("another learner holds the fence of this run; this one does not rebuild it")
@@ -243,7 +190,7 @@ class Streams(Calls):
         applied it: False may also mean an earlier attempt of the same call whose reply was lost. Raises ServerFull.
         """
         applied: list[bool] = []
-        for chunk in _chunks(list(moves), CALL_ENTRIES):
+        for chunk in chunks(list(moves), CALL_ENTRIES):
             args: list[Any] = [group, issues or ""]
             for entry_id, products in chunk:
                 args += [entry_id, len(products)]
@@ -313,13 +260,28 @@ class Streams(Calls):
         """Extend the leases still owned; returns the ids that are."""
         return self._set_idle(stream, group, consumer, ids, 0)
 
-    def hand_back(self, stream: str, group: str, consumer: str, ids: Sequence[str]) -> set[str]:
-        """Make entries claimable at once, by anyone."""
-        return self._set_idle(stream, group, consumer, ids, HAND_BACK_IDLE_MS)
+    def hand_back(
+        self, stream: str, group: str, consumer: str, ids: Sequence[str], *, deliveries: Mapping[str, int] | None = None
+    ) -> set[str]:
+        """Make entries claimable at once, by anyone. ``deliveries`` of an id: how often it then counts as delivered."""
+        kept = self._recount(stream, group, consumer, deliveries or {}, HAND_BACK_IDLE_MS)
+        others = [entry_id for entry_id in ids if entry_id not in (deliveries or {})]
+        return kept | self._set_idle(stream, group, consumer, others, HAND_BACK_IDLE_MS)
+
+    def recount(self, stream: str, group: str, consumer: str, deliveries: Mapping[str, int]) -> set[str]:
+        """Renew entries still owned, and say how often each counts as delivered; returns the ids that are owned."""
+        return self._recount(stream, group, consumer, deliveries, 0)
+
+    def _recount(self, stream: str, group: str, consumer: str, deliveries: Mapping[str, int], idle_ms: int) -> set[str]:
+        kept: set[str] = set()
+        for chunk in chunks(list(deliveries.items()), CALL_ENTRIES):
+            args: list[Any] = [group, consumer, idle_ms, *(part for item in chunk for part in item)]
+            kept |= {entry.decode() for entry in self._call("spark_recount", [stream], args)}
+        return kept
 
     def _set_idle(self, stream: str, group: str, consumer: str, ids: Sequence[str], idle_ms: int) -> set[str]:
         kept: set[str] = set()
-        for chunk in _chunks(list(ids), CALL_ENTRIES):
+        for chunk in chunks(list(ids), CALL_ENTRIES):
             kept |= {
                 entry.decode() for entry in self._call("spark_set_idle", [stream], [group, consumer, idle_ms, *chunk])
             }
@@ -336,7 +298,7 @@ class Streams(Calls):
         """Acknowledge entries and count how their uids ended. Raises Fenced. Only after a durable checkpoint."""
         acked = 0
         streams = list(dict.fromkeys(ending.stream for ending in endings))
-        for chunk in _chunks(list(endings), CALL_ENTRIES):
+        for chunk in chunks(list(endings), CALL_ENTRIES):
             args: list[Any] = [token, group, policy_version]
             for end in chunk:
                 args += [streams.index(end.stream) + 1, end.id, end.uid, end.outcome, end.kind]
@@ -354,21 +316,6 @@ class Streams(Calls):
         args = [group, delivery.id, delivery.uid, kind or "", reason, delivery.deliveries, delivery.payload]
         return bool(self._call("spark_bury", names, args))
 
-    def dead_letters(self, after: str = "-", count: int = 1000) -> list[DeadLetter]:
-        """Dead letters, oldest first, from an id on (``-``: the first; ``(ID``: after it)."""
-        rows: Any = self._retry(lambda: self.client.xrange(self.keys.dead, min=after, count=count))
-        return [_letter(entry_id.decode(), fields) for entry_id, fields in rows]
-
-    def revive(self, letter: DeadLetter) -> bool:
-        """Put a dead letter back on its stream, its deliveries counted anew; False if it is gone. Raises ServerFull."""
-        names = [self.keys.dead, letter.stream, self.keys.ledger, self.keys.events]
-        return bool(self._call("spark_revive", names, [letter.id], produces=True))
-
-    def drop(self, ids: Sequence[str]) -> int:
-        """Forget dead letters; their uids stay ended. Returns how many there were."""
-        chunks = _chunks(list(ids), CALL_ENTRIES)
-        return sum(int(self._call("spark_drop", [self.keys.dead], chunk)) for chunk in chunks)
-
     def trim(self, stream: str, count: int = 1000) -> int:
         """Delete up to ``count`` (at least ``TRIM_SLICE``) entries that every group has read and acknowledged.
 
@@ -385,114 +332,6 @@ class Streams(Calls):
     def wait_for_weights(self, block_ms: int) -> None:
         """Return when a manifest is announced, or after ``block_ms``. Nothing is claimed, so nothing can be lost."""
         self._retry(lambda: self.client.xread({self.keys.weights: "$"}, count=1, block=block_ms))
-
-    # -- what the processes tell each other ------------------------------------------------------------
-
-    def report_progress(self, **fields: int | str) -> None:
-        self._call("spark_report", [self.keys.progress], [part for field in fields.items() for part in field])
-
-    def progress(self) -> dict[str, str]:
-        return _text_map(self._retry(lambda: self.client.hgetall(self.keys.progress)))
-
-    def heartbeat(self, member: str, fields: Mapping[str, Any], ttl_s: float) -> None:
-        """Say that ``member`` lives. The server's expiry decides who is alive; clocks of hosts do not."""
-        beat = [member, json.dumps(dict(fields)), int(ttl_s * 1000)]
-        self._call("spark_heartbeat", [self.keys.members, self.keys.heartbeat(member)], beat)
-
-    def members(self) -> dict[str, dict[str, Any] | None]:
-        """Every member ever seen -> its last heartbeat, or None when it no longer lives."""
-        answer: Any = self._retry(lambda: self.client.smembers(self.keys.members))
-        names = sorted(name.decode() for name in answer)
-        if not names:
-            return {}
-        beats: Any = self._retry(lambda: self.client.mget([self.keys.heartbeat(name) for name in names]))
-        return {name: json.loads(beat) if beat else None for name, beat in zip(names, beats, strict=True)}
-
-    def memory_share(self) -> float:
-        """Share of the server's maxmemory in use; 0 without a limit."""
-        return self._retry(lambda: memory_share(self.client))
-
-    def dead_since(self, event_id: str) -> tuple[str, set[str]]:
-        """Uids that went to the dead letters after an event id, and the newest event id."""
-        rows: Any = self._retry(lambda: self.client.xrange(self.keys.events, min=f"({event_id}"))
-        dead = [fields for _, fields in rows if fields.get(b"outcome", b"").startswith(b"dead:")]
-        uids = {uid for fields in dead for uid in fields.get(b"uids", b"").decode(errors="backslashreplace").split()}
-        return (rows[-1][0].decode() if rows else event_id), uids
-
-    def events(self, after: str = "0-0", count: int = 1000) -> list[Event]:
-        """The event log after an id, oldest first."""
-        rows: Any = self._retry(lambda: self.client.xrange(self.keys.events, min=f"({after}", count=count))
-        return [Event(id=entry_id.decode(), fields=_text_map(fields)) for entry_id, fields in rows]
-
-    def forget_events(self, token: str, last: str) -> None:
-        """Delete events up to an id, once they are on disk. Raises Fenced."""
-        if int(self._call("spark_forget_events", [self.keys.fence, self.keys.events], [token, last])) < 0:
-            raise Fenced("another learner holds the fence of this run; this one deletes nothing")
-
-    def unacked(self, stream: str, group: str, page: int = 500) -> list[str]:
-        """Uids of every entry that the group has not acknowledged, read or not."""
-        uids: list[str] = []
-        after = "0-0"
-        while True:
-            last, *found = self._call("spark_unacked", [stream], [group, after, page])
-            uids += [uid.decode(errors="backslashreplace") for uid in found]
-            if not last:
-                return uids
-            after = last.decode()
-
-    def newest_event(self) -> str:
-        rows: Any = self._retry(lambda: self.client.xrevrange(self.keys.events, count=1))
-        return rows[0][0].decode() if rows else "0-0"
-
-    # -- accounts -------------------------------------------------------------------------------------
-
-    def ledger(self) -> dict[str, int]:
-        """``issued:KIND`` and ``OUTCOME:KIND`` -> number of uids."""
-        counts = {f"{name}:{kind}": 0 for name in ("issued", *OUTCOMES) for kind in ("policy", "judge")}
-        counts.update(
-            {
-                name: int(value)
-                for name, value in _text_map(self._retry(lambda: self.client.hgetall(self.keys.ledger))).items()
-            }
-        )
-        return counts
-
-    def conservation(self) -> Ledger:
-        """The whole ledger at one instant: counts of endings, and in flight as the streams themselves show it.
-
-        Raises ServerError on a server that has not our functions or not the groups of this run.
-        """
-        kinds: tuple[Kind, ...] = ("policy", "judge")
-
-        def read() -> list[Any]:
-            with self.client.pipeline(transaction=True) as pipe:
-                pipe.hgetall(self.keys.ledger)
-                for kind in kinds:
-                    pipe.fcall("spark_backlog", 1, self.keys.tasks(kind), ACTORS)
-                    pipe.fcall("spark_backlog", 1, self.keys.rollouts(kind), LEARNER)
-                pipe.fcall("spark_backlog", 1, self.keys.returned, LEARNER)
-                return pipe.execute()
-
-        try:
-            raw, *backlogs = self._retry(read)
-        except redis.ResponseError as error:  # a pipeline puts the command before the server's words
-            if not any(words in str(error) for words in ("Function not found", "NOGROUP")):
-                raise
-            raise ServerError(
-                f"the server at {address(self.client)} knows nothing of run {self.keys.run}; "
-                "is this the server of the run, and was the run started?"
-            ) from error
-        counts = _text_map(raw)
-        accounts: dict[Kind, dict[str, int]] = {}
-        returned = backlogs.pop()
-        for kind, places in zip(kinds, ([*backlogs[:2], returned], backlogs[2:]), strict=True):
-            accounts[kind] = {name: int(counts.get(f"{name}:{kind}", 0)) for name in ("issued", *OUTCOMES)}
-            accounts[kind]["in_flight"] = sum(int(pending) + int(waiting) for pending, waiting, _ in places)
-        return Ledger(kinds=accounts)
-
-    def backlog(self, stream: str, group: str) -> Backlog:
-        pending, undelivered, idle_ms = self._call("spark_backlog", [stream], [group])
-        return Backlog(pending=int(pending), undelivered=int(undelivered), oldest_idle_ms=int(idle_ms))
 
 
 def position(stream_id: str) -> tuple[int, int]:
@@ -519,17 +358,3 @@ def _before(entry_id: str) -> str:
     """The greatest stream id below ``entry_id``."""
     ms, _, sequence = entry_id.partition("-")
     return f"{ms}-{int(sequence) - 1}" if int(sequence) else f"{int(ms) - 1}-{2**64 - 1}"
-
-
-def _letter(entry_id: str, fields: Mapping[bytes, bytes]) -> DeadLetter:
-    text = {name: fields.get(name.encode(), b"").decode(errors="backslashreplace") for name in LETTER_FIELDS}
-    deliveries = int(fields.get(b"deliveries", b"0"))
-    return DeadLetter(id=entry_id, deliveries=deliveries, payload=fields.get(b"m", b""), **text)
-
-
-def _text_map(raw: Any) -> dict[str, str]:
-    return {key.decode(): value.decode() for key, value in raw.items()}
-
-
-def _chunks(items: list[T], size: int) -> Iterable[list[T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

@@ -9,7 +9,8 @@ from typing import Final
 
 import structlog
 
-from common.streams import Event, Streams, position
+from common.records import Event
+from common.streams import Streams, position
 from learner.fence import Fence
 
 log = structlog.get_logger()

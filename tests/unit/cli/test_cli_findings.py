@@ -21,10 +21,11 @@ from cli.train import Trained, prepare, train
 from cli.up import advice, earlier_wall_s, pool_name
 from common.errors import ServerError, SettingsError, SparkError
 from common.messages import OUTCOMES
+from common.records import Ledger
 from common.server import Client, connect
 from common.settings import Settings
 from common.settings_sources import load_settings
-from common.streams import Ledger, Streams
+from common.streams import Streams
 from learner.checkpoint import CheckpointStore, State
 from learner.torch_engine import TorchEngine
 from learner.uid_ledger import UidLedger
