@@ -11,7 +11,7 @@ import pytest
 
 from common.codec import decode
 from common.consumer import Consumer
-from common.errors import Fenced, ServerFull
+from common.errors import Fenced, ServerFull, TooManyDead
 from common.keys import ACTORS, LEARNER, RECYCLER
 from common.lineage import ONE_LINE, Lineage
 from common.messages import (
@@ -361,6 +361,64 @@ def test_a_group_that_the_server_lost_is_trained_once_and_counted_once(make_worl
     assert {g.uid for g in first}.isdisjoint(g.uid for g in second)
     assert world.settle() == {"issued:policy": 4, "trained:policy": 4}
     assert world.streams.backlog(world.rollouts, LEARNER).total == 0
+
+
+def test_twins_of_before_a_restart_give_their_room_back(make_world) -> None:
+    """The server forgot that they ended, so it counts them as in flight when the new learner starts."""
+    old = make_world()
+    old.on_wait = lambda: old.ship_all(0)
+    first = old.take(0)
+    for group in first:
+        lose(old, group)
+    new = make_world(world={"epoch": 2, "ended": old.intake.ended})
+    new.on_wait = lambda: new.ship_all(1)
+    assert {group.uid for group in new.take(1)}.isdisjoint(group.uid for group in first)
+    assert new.settle() == {"issued:policy": 4, "trained:policy": 4}
+    assert new.intake.trained == 2
+
+
+def test_what_lost_weights_sampled_is_trained_within_the_bound_and_else_issued_again(make_world) -> None:
+    """Epoch 2 goes on from version 1 of epoch 1, which had come to version 3."""
+    lineage = Lineage.of(2, {1: (0, 0), 2: (1, 1)})
+    world = make_world(eta=2, groups_per_step=3, straggler_wait_s=0.0, world={"epoch": 2, "lineage": lineage})
+    world.issuer.issue(9, 0)
+    shipped = {version: world.ship(world.claim(3), version) for version in (0, 3, 4)}  # the last two are lost weights
+    batches = [world.take(1, policy=6)]
+    assert sorted(group.uid for group in batches[0]) == sorted(shipped[0] + shipped[3])
+    issued_again = [decode(Task, fields[b"m"]) for _, fields in world.streams.client.xrange(world.tasks)][9:12]
+    assert [task.uid for task in issued_again] == shipped[4]  # before any new ones, in the order of the prompts
+    assert {task.issued_version for task in issued_again} == {1}
+    assert [world.intake.staleness(group) for group in batches[0]] == [1] * 3 + [2] * 3
+    assert not any(outcome == "dropped_stale" for _, outcome in world.outcomes())
+
+
+def test_lost_weights_that_age_are_issued_again_and_not_dropped(make_world) -> None:
+    lineage = Lineage.of(2, {1: (0, 0), 2: (1, 1)})
+    world = make_world(eta=2, groups_per_step=2, straggler_wait_s=0.0, world={"epoch": 2, "lineage": lineage})
+    world.issuer.issue(4, 0)
+    old = world.ship(world.claim(2), 3)
+    young = world.ship(world.claim(2), 0)
+    assert sorted(group.uid for group in world.take(1, policy=2)) == sorted(young)
+    world.on_wait = lambda: world.ship_all(2)
+    for _ in range(3):
+        world.take(2, policy=2)
+    again = [task for task in world.run.uids(world.tasks) if task in old]
+    assert again == old + old  # issued, and issued again in the order of the prompts
+    assert set(old) <= {uid for uid, outcome in world.outcomes() if outcome == "trained"}
+    assert not any(outcome == "dropped_stale" for _, outcome in world.outcomes())
+
+
+def test_too_many_deaths_end_the_run_with_what_to_look_at(make_world) -> None:
+    world = make_world(groups_per_step=2, refill=2.0)
+
+    def kill_all() -> None:
+        for delivery in world.claim():
+            world.streams.bury(delivery, ACTORS, "the verifier is broken", "policy")
+
+    world.on_wait = kill_all
+    with pytest.raises(TooManyDead, match="tasks have died since the last batch"):
+        world.take(0)
+    assert world.issued < 20
 
 
 def test_twins_that_arrive_together_are_one_group(make_world) -> None:
