@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 
 import structlog
@@ -18,9 +17,15 @@ log = structlog.get_logger()
 
 
 def rebuild(
-    streams: Streams, token: str, state: State, prompts: PromptSource, templates: TemplateSet, settings: Settings
+    streams: Streams,
+    token: str,
+    state: State,
+    prompts: PromptSource,
+    templates: TemplateSet,
+    settings: Settings,
+    generation: str,
 ) -> str:
-    """Start the run's data on the server anew; returns their new name. Raises Fenced, ServerFull.
+    """Start the run's data on the server anew, under a new name; returns it. Raises Fenced, ServerFull.
 
     What the checkpoint trained stays trained. Every other prompt below its cursor is issued again, as the same uid.
     Judge tasks that were in flight are forgotten: new ones come of the new rollouts.
@@ -31,7 +36,7 @@ def rebuild(
     counts["issued:judge"] = sum(number for (_, kind), number in ended.items() if kind == "judge")
     streams.rebuild(token, state.cursor, counts)
     streams.park(token, _unended(state, prompts, templates, settings))
-    generation = streams.begin(secrets.token_hex(8))  # last: a rebuild that was cut short is begun again
+    generation = streams.begin(generation)  # last: a rebuild that was cut short is begun again
     log.warning("learner.rebuilt", generation=generation, cursor=state.cursor, **counts)
     return generation
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,14 @@ class Parts:
 
 
 def take_over(
-    streams: Streams, checkpoints: CheckpointStore, prompts: PromptSource, templates: TemplateSet, settings: Settings
+    streams: Streams,
+    checkpoints: CheckpointStore,
+    prompts: PromptSource,
+    templates: TemplateSet,
+    settings: Settings,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    nonce: Callable[[], str] = lambda: secrets.token_hex(8),
 ) -> Takeover:
     """A new epoch with the fence, and the server told what the newest checkpoint says has ended.
 
@@ -60,7 +68,7 @@ def take_over(
     prompts are others than those of the checkpoint.
     """
     epoch = checkpoints.new_epoch()
-    token = f"{epoch}:{secrets.token_hex(8)}"
+    token = f"{epoch}:{nonce()}"
     if not streams.take_fence(epoch, token):
         raise Fenced(
             f"epoch {epoch} is not the highest on the server: another learner of this run is alive elsewhere, or the "
@@ -71,11 +79,11 @@ def take_over(
     known = known_generation(checkpoints)
     found = streams.generation()
     if saved is None:
-        generation = streams.begin(secrets.token_hex(8))
+        generation = streams.begin(nonce())
     elif found is not None and found == known:
         generation = found
     elif found is None and settings.redis.rebuild:
-        generation = rebuild(streams, token, saved.state, prompts, templates, settings)
+        generation = rebuild(streams, token, saved.state, prompts, templates, settings, nonce())
     else:
         raise wiped(found, known or "unknown")
     start = saved.state if saved else None
@@ -88,7 +96,7 @@ def take_over(
         ),
     )
     starts = {e: (s.epoch, s.policy_version) for e, s in checkpoints.starts().items()}
-    fence = Fence(streams, checkpoints, epoch, token, generation)
+    fence = Fence(streams, checkpoints, epoch, token, generation, clock)
     if saved:
         _settle(streams, fence, saved)
     return Takeover(fence=fence, saved=saved, lineage=Lineage.of(epoch, starts), cursor=streams.cursor() or 0)
@@ -109,9 +117,10 @@ def assemble(
     settings: Settings,
     *,
     stopping: Callable[[], bool],
-    **clocks: Any,
+    clock: Callable[[], float] = time.monotonic,
+    **watchers: Any,
 ) -> Parts:
-    """The parts of a learner that has taken over. ``clocks``: ``beat``, ``clock`` of the intake."""
+    """The parts of a learner that has taken over. ``watchers``: who is told how the intake waits."""
     keys, fence, saved = streams.keys, taken.fence, taken.saved
     name = f"learner-e{fence.epoch:06d}"
     consumer = Consumer(streams, LEARNER, name, [keys.rollouts("judge"), keys.rollouts("policy")])
@@ -132,10 +141,16 @@ def assemble(
         lineage=taken.lineage,
         guard=fence.check,
         stopping=stopping,
-        **clocks,
+        clock=clock,
+        **watchers,
     )
     publisher = Publisher(
-        streams, WeightStore(settings.weights_dir), fence.epoch, settings.weights.keep, lineage=taken.lineage
+        streams,
+        WeightStore(settings.weights_dir),
+        fence.epoch,
+        settings.weights.keep,
+        lineage=taken.lineage,
+        clock=clock,
     )
     committer = Committer(
         streams,
@@ -147,6 +162,7 @@ def assemble(
         saved=saved,
         prompts=prompts.fingerprint(),
         after_settling=EventLog(streams, fence, settings.run.directory / "events").spool,
+        clock=clock,
     )
     return Parts(intake=intake, publisher=publisher, committer=committer)
 
@@ -167,7 +183,7 @@ def in_flight(streams: Streams) -> set[str]:
 def _settle(streams: Streams, fence: Fence, saved: Checkpoint) -> None:
     """What the checkpoint ended is acknowledged before anything else; the server may have lost it, or never heard."""
     endings = saved.state.endings
-    for stream in {ending.stream for ending in endings}:
+    for stream in sorted({ending.stream for ending in endings}):
         streams.raise_id(stream, max((e.id for e in endings if e.stream == stream), key=position))
     acked = fence.hold(lambda: streams.settle(fence.token, LEARNER, saved.state.policy_version, endings))
     log.info("learner.resumes", checkpoint=saved.folder.name, acked=acked)
