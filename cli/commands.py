@@ -143,6 +143,100 @@ class Status(Command):
         status(self.run, as_json=self.as_json)
 
 
+class Audit(Command):
+    """Replay the event log and name every task that was lost or ended twice; exit code 1 when there is one."""
+
+    run: CliPositionalArg[Path]
+    """Run directory."""
+    as_json: bool = Field(default=False, validation_alias=AliasChoices("json"))
+    """Print one JSON object, with the uids of all violations."""
+
+    def cli_cmd(self) -> None:
+        from cli.audit import audit_run
+        from common import log
+
+        log.configure(json=False)  # to stderr: stdout is for the findings
+        audit_run(self.run, as_json=self.as_json)
+
+
+class ListDead(Command):
+    """List what died, the newest last."""
+
+    run: CliPositionalArg[Path]
+    """Run directory."""
+    most: int = Field(default=50, ge=1, validation_alias=AliasChoices("n", "most"))
+    """Letters to show."""
+    as_json: bool = Field(default=False, validation_alias=AliasChoices("json"))
+    """Print a JSON list."""
+
+    def cli_cmd(self) -> None:
+        from cli.dead import list_letters
+
+        list_letters(self.run, most=self.most, as_json=self.as_json)
+
+
+class ShowDead(Command):
+    """Show one dead letter: why it died, and what it holds."""
+
+    run: CliPositionalArg[Path]
+    """Run directory."""
+    letter: CliPositionalArg[str]
+    """Its id."""
+    as_json: bool = Field(default=False, validation_alias=AliasChoices("json"))
+    """Print one JSON object."""
+
+    def cli_cmd(self) -> None:
+        from cli.dead import show_letter
+
+        show_letter(self.run, self.letter, as_json=self.as_json)
+
+
+class SomeDead(Command):
+    run: CliPositionalArg[Path]
+    """Run directory."""
+    letters: CliPositionalArg[list[str]] = Field(default_factory=list)
+    """Ids of dead letters."""
+    every: bool = Field(default=False, validation_alias=AliasChoices("all"))
+    """All of them."""
+
+
+class RetryDead(SomeDead):
+    """Put dead letters back on the streams they came from, to be tried again."""
+
+    def cli_cmd(self) -> None:
+        from cli.dead import retry_letters
+
+        retry_letters(self.run, self.letters, every=self.every)
+
+
+class DropDead(SomeDead):
+    """Forget dead letters; their tasks stay dead."""
+
+    def cli_cmd(self) -> None:
+        from cli.dead import drop_letters
+
+        drop_letters(self.run, self.letters, every=self.every)
+
+
+class Dead(Command):
+    """Look at the entries that nobody could work on, put them back, or forget them."""
+
+    list: CliSubCommand[ListDead]
+    """list them, the newest last"""
+    show: CliSubCommand[ShowDead]
+    """show one: why it died, and what it holds"""
+    retry: CliSubCommand[RetryDead]
+    """put them back on their streams"""
+    drop: CliSubCommand[DropDead]
+    """forget them"""
+
+    def cli_cmd(self) -> None:
+        from common import log
+
+        log.configure(json=False)  # to stderr: stdout is for the letters
+        CliApp.run_subcommand(self)
+
+
 class Doctor(Command):
     """Tell what this machine can run, and how to install what is missing."""
 
@@ -180,6 +274,10 @@ class Spark(BaseSettings):
     """write the newest checkpoint as a Hugging Face directory"""
     status: CliSubCommand[Status]
     """show where every issued task is"""
+    audit: CliSubCommand[Audit]
+    """name every task that was lost or ended twice"""
+    dead: CliSubCommand[Dead]
+    """look at what nobody could work on, and try it again"""
     doctor: CliSubCommand[Doctor]
     """tell what this machine can run"""
 

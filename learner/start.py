@@ -161,7 +161,7 @@ def assemble(
         every=settings.learner.checkpoint_every,
         saved=saved,
         prompts=prompts.fingerprint(),
-        after_settling=EventLog(streams, fence, settings.run.directory / "events").spool,
+        after_settling=EventLog(streams, fence, settings.run.directory / "events", clock).spool,
         clock=clock,
     )
     return Parts(intake=intake, publisher=publisher, committer=committer)

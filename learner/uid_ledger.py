@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Final
 
 from common.messages import Kind, Outcome
@@ -44,8 +45,12 @@ class UidLedger:
     def __len__(self) -> int:
         return len(self._codes)
 
+    def items(self) -> Iterator[tuple[str, Ended]]:
+        """Every uid, and how it ended."""
+        return ((uid.hex(), CODES[code]) for uid, code in self._codes.items())
+
     def uids(self) -> set[str]:
-        return {uid.hex() for uid in self._codes}
+        return {uid for uid, _ in self.items()}
 
     def counts(self) -> Counter[Ended]:
         return Counter(CODES[code] for code in self._codes.values())

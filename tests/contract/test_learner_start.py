@@ -344,9 +344,10 @@ def test_old_events_move_to_disk_and_young_ones_stay(start, streams, tmp_path, m
         learner.issuer.issue(1, 0)
     before = streams.events()
     spooler = EventLog(streams, learner.taken.fence, tmp_path / "events")
-    spooler.spool()
+    for _ in range(2):
+        spooler.spool()
     assert streams.events() == before  # all of them are young
-    monkeypatch.setattr(event_log, "SETTLED_MS", -1)
+    monkeypatch.setattr(event_log, "SETTLED_S", -1)
     spooler.spool()
     assert streams.events() == []
     found = lines(tmp_path / "events")
@@ -358,17 +359,51 @@ def test_old_events_move_to_disk_and_young_ones_stay(start, streams, tmp_path, m
 def test_a_full_disk_keeps_the_events_on_the_server(start, streams, tmp_path, monkeypatch) -> None:
     learner = start()
     learner.issuer.issue(1, 0)
-    monkeypatch.setattr(event_log, "SETTLED_MS", -1)
+    monkeypatch.setattr(event_log, "SETTLED_S", -1)
     (tmp_path / "events").write_text("no folder")  # so that nothing can be written under it
     EventLog(streams, learner.taken.fence, tmp_path / "events").spool()
     assert len(streams.events()) == 1
+
+
+def test_events_are_as_old_as_the_learner_has_known_them(start, streams, tmp_path) -> None:
+    """Their ids are times of the server's clock, which may jump; what it loses is its last second all the same."""
+    learner, now = start(), 0.0
+    spooler = EventLog(streams, learner.taken.fence, tmp_path / "events", lambda: now)
+    learner.issuer.issue(1, 0)
+    spooler.spool()
+    later = f"{position(streams.newest_event())[0] + 10**8}-0"
+    streams.client.xadd(streams.keys.events, {"event": "issued", "kind": "policy", "uids": "x"}, id=later)
+    now = 20.0
+    spooler.spool()
+    assert len(streams.events()) == 2
+    now = 31.0
+    spooler.spool()
+    assert [event.id for event in streams.events()] == [later]
+
+
+def test_half_a_line_of_a_full_disk_is_cut_off(start, streams, tmp_path, monkeypatch) -> None:
+    learner = start()
+    monkeypatch.setattr(event_log, "SETTLED_S", -1)
+    spooler = EventLog(streams, learner.taken.fence, tmp_path / "events")
+    learner.issuer.issue(1, 0)
+    with monkeypatch.context() as full:
+
+        def fsync(descriptor: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        full.setattr(event_log.os, "fsync", fsync)
+        spooler.spool()
+    assert lines(tmp_path / "events") == []
+    assert len(streams.events()) == 1
+    spooler.spool()
+    assert [line["event"] for line in lines(tmp_path / "events")] == ["issued"]
 
 
 def test_a_fenced_learner_deletes_no_events(start, streams, tmp_path, monkeypatch) -> None:
     learner = start()
     learner.issuer.issue(1, 0)
     start()
-    monkeypatch.setattr(event_log, "SETTLED_MS", -1)
+    monkeypatch.setattr(event_log, "SETTLED_S", -1)
     with pytest.raises(Fenced):
         EventLog(streams, learner.taken.fence, tmp_path / "events").spool()
     assert len(streams.events()) == 1

@@ -203,7 +203,7 @@ def test_shared_memory_is_freed_at_the_end_of_a_run_whatever_way_it_ends(
             return BALANCED
 
     monkeypatch.setattr(Settings, "weights_dir", property(lambda _self: weights))
-    monkeypatch.setattr(train_module, "server", lambda _run: contextlib.nullcontext("unix:///nowhere"))
+    monkeypatch.setattr(train_module, "server", lambda _run: contextlib.nullcontext(("unix:///nowhere", None)))
     monkeypatch.setattr(train_module, "prepare", lambda _settings, _url: Balanced())
     monkeypatch.setattr(train_module, "Supervisor", Ending)
 

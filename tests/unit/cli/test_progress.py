@@ -194,3 +194,32 @@ def test_a_failing_look_at_the_processes_surfaces(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=False)
     with pytest.raises(RuntimeError, match="server is gone"):
         asyncio.run(Progress(SETTINGS, tmp_path, console=console, states=states).watch())
+
+
+STALL = "stalled in wait_for_groups; waits for 4 policy groups; unblocked by actors"
+
+
+def test_a_stalled_member_has_a_line_of_its_own(tmp_path: Path) -> None:
+    progress = Progress(SETTINGS, tmp_path, console=Console(), states=dict)
+    progress._members = {"learner": STALL, "actor-0": "generating"}
+    text = shown(progress.view(rows(3)), width=100)
+    assert "learner stalled, actor-0 generating" in text
+    assert f"learner {STALL}" in text
+
+
+def test_a_log_gets_one_line_when_a_member_stalls(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200, force_terminal=False, record=True)
+    progress = Progress(SETTINGS, tmp_path, console=console, states=dict)
+    for state in (STALL, STALL, "updating", STALL):
+        progress._members = {"learner": state}
+        progress.print_lines([])
+    assert console.export_text().splitlines() == [f"learner {STALL}"] * 2
+
+
+def test_a_display_without_room_for_its_lines_ends_nothing(tmp_path: Path) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    progress = Progress(SETTINGS, tmp_path, console=Console(file=Full(), force_terminal=False), states=dict)
+    progress.print_lines(rows(10))
