@@ -16,13 +16,20 @@ from typing import IO, Final
 
 import structlog
 
+from common.codec import MAX_MESSAGE_BYTES
 from common.errors import ServerError, SettingsError
 from common.server import connect, loaded, shut_down
 
 OLDEST: Final = 7
 SOCKET_BYTES: Final = 100
 """Longest socket path: the kernel takes 107 bytes, and 103 on macOS."""
-DURABLE: Final = {"appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction"}
+DURABLE: Final = {
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    "save": "",
+    "maxmemory-policy": "noeviction",
+    "proto-max-bulk-len": str(MAX_MESSAGE_BYTES + 2**20),  # what no reader would take is not received
+}
 POLL_S: Final = 0.01
 
 log = structlog.get_logger()

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from cli.embedded import EmbeddedServer
 from cli.rundir import RunDirectory, child_environment
 from cli.services import services
+from cli.status import in_words
 from cli.supervisor import Supervisor
 from common.process import open_streams
 from common.records import Ledger
@@ -39,16 +40,18 @@ def train(run: RunDirectory, watch: Watch) -> Trained:
     Raises SparkError when a process is beyond help; everything is stopped then, too.
     """
     started = time.monotonic()
-    with server(run) as url:
+    with server(run) as (url, embedded):
         streams = prepare(run.settings, url)
 
         def states() -> Mapping[str, str]:
-            return {
-                m: str(beat.get("state", "alive")) if beat else "not running" for m, beat in streams.members().items()
-            }
+            return {member: in_words(beat, seconds=False) for member, beat in streams.members().items()}
 
         supervisor = Supervisor(
-            services(run.settings), run.config, run.logs, child_environment(url, rebuild=run.settings.redis.rebuild)
+            services(run.settings),
+            run.config,
+            run.logs,
+            child_environment(url, rebuild=run.settings.redis.rebuild),
+            embedded,
         )
         with shared_memory_freed(run.settings):
             finished = asyncio.run(supervisor.run(lambda: watch(states)))
@@ -56,14 +59,14 @@ def train(run: RunDirectory, watch: Watch) -> Trained:
 
 
 @contextmanager
-def server(run: RunDirectory) -> Iterator[str]:
-    """URL of the configured server, or of an embedded one with its data in the run directory."""
+def server(run: RunDirectory) -> Iterator[tuple[str, EmbeddedServer | None]]:
+    """URL of the configured server, or an embedded one with its data in the run directory."""
     url = run.settings.redis.url.get_secret_value()
     if url:
-        yield url
+        yield url, None
         return
     with EmbeddedServer(run.server_data, log_file=run.logs / "server.log") as embedded:
-        yield embedded.url
+        yield embedded.url, embedded
 
 
 @contextmanager
@@ -78,4 +81,4 @@ def shared_memory_freed(settings: Settings) -> Iterator[None]:
 
 def prepare(settings: Settings, url: str) -> Streams:
     with_url = settings.redis.model_copy(update={"url": SecretStr(url)})
-    return open_streams(settings.model_copy(update={"redis": with_url}), owner=True)
+    return open_streams(settings.model_copy(update={"redis": with_url}), owner=True, patience_s=0.0)

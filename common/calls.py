@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import redis
 
 from common.errors import ServerError, ServerFull
-from common.server import RETRIABLE, Client, address, is_full
+from common.server import RETRIABLE, Client, address, is_full, is_refused
 
 LONGEST_DELAY_S: Final = 2.0
 
@@ -85,6 +85,11 @@ class Calls(ABC):
                         f"the server at {address(self.client)} has not answered for {self._give_up_s:.0f} s: {error}"
                     ) from error
             except redis.ResponseError as error:
+                if is_refused(error):
+                    raise ServerError(
+                        f"the credentials in redis.url lack a right that this process needs: {error}; "
+                        "give each role its own user, as docs/security.md says"
+                    ) from error
                 if not is_full(error):
                     raise
                 if produces:

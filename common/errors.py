@@ -19,6 +19,10 @@ class ServerError(SparkError):
     exit_code = 3
 
 
+class ServerAway(ServerError):
+    """No server answers just now. One that is being restarted will."""
+
+
 class ServerFull(ServerError):
     """The server takes no new entries: its memory limit is reached or its disk is full. Producers pause and try again;
     consuming, renewing and acknowledging go on, which is what makes room."""

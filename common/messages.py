@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Discriminator, JsonValue, PlainSerializer, PlainValidator
+from pydantic import ConfigDict, Discriminator, Field, JsonValue, PlainSerializer, PlainValidator
 
 SCHEMA_VERSION: Final = 2
 
@@ -26,7 +26,9 @@ Outcome = Literal["trained", "filtered", "dropped_stale", "dead"]
 """Where every issued uid ends, exactly once."""
 OUTCOMES: Final[tuple[Outcome, ...]] = ("trained", "filtered", "dropped_stale", "dead")
 
-CLOSED = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+CLOSED = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+MOST_SIBLINGS: Final = 4096
+"""Completions of one task; what asks for more is refused before anybody starts to generate."""
 
 
 def _array(dtype: str) -> Any:
@@ -89,13 +91,16 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How to sample a group. Training needs the untruncated distribution, hence no top-p or top-k."""
+    """How to sample a group. Training needs the untruncated distribution, hence no top-p or top-k.
+
+    The bounds are those of a message: what breaks them is refused when it is read.
+    """
 
     __pydantic_config__ = CLOSED
-    n: int
-    max_new_tokens: int
-    temperature: float = 1.0
-    seed: int = 0
+    n: Annotated[int, Field(ge=1, le=MOST_SIBLINGS)]
+    max_new_tokens: Annotated[int, Field(ge=1)]
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

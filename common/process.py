@@ -6,23 +6,54 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
-from common.errors import ServerError
+import structlog
+from redis.exceptions import NoPermissionError
+
+from common.errors import ServerAway, ServerError
 from common.server import Client, address, check_server, connect, functions_loaded, load_functions
 from common.settings import Settings
 from common.streams import Streams
 
+log = structlog.get_logger()
 
-def open_streams(settings: Settings, *, owner: bool = False) -> Streams:
+RETRY_S: Final = 0.5
+
+
+def open_streams(settings: Settings, *, owner: bool = False, patience_s: float | None = None) -> Streams:
     """Connect, refuse an unfit server, create streams and groups. Raises ServerError.
 
-    The ``owner`` (the learner, or `spark up`) installs the stream functions; the others wait for them.
+    The ``owner`` (the learner, or `spark up`) installs the stream functions unless they are; the others wait for them.
+    A server that does not answer may be starting: it is waited for, ``redis.give_up_s`` or as long as ``patience_s``.
     """
     url = settings.redis.url.get_secret_value()
     if not url:
         raise ServerError("redis.url is empty; set SPARK_REDIS__URL, or use `spark up`, which starts a server")
     client = connect(url)
+    give_up_at = time.monotonic() + (settings.redis.give_up_s if patience_s is None else patience_s)
+    while True:
+        try:
+            return _open(client, settings, owner=owner)
+        except ServerAway as error:
+            if time.monotonic() > give_up_at:
+                raise
+            log.warning("server.away", reason=str(error))
+            time.sleep(RETRY_S)
+
+
+def _open(client: Client, settings: Settings, *, owner: bool) -> Streams:
     check_server(client)
+    try:
+        return _prepared(client, settings, owner=owner)
+    except NoPermissionError as error:
+        raise ServerError(
+            f"the credentials in redis.url lack a right that this process needs: {error}; "
+            "give each role its own user, as docs/security.md says"
+        ) from error
+
+
+def _prepared(client: Client, settings: Settings, *, owner: bool) -> Streams:
     if owner:
         load_functions(client)
     else:

@@ -27,6 +27,9 @@ class Run(Section):
     """Directory that holds run directories; relative to the working directory."""
     seed: int = 0
     """Seed of prompt order, sampling and judge-task choices."""
+    no_progress_s: float = Field(default=120.0, gt=0)
+    """A process that gets nothing done for this long is reported: where it is, what it waits for, who ends the wait.
+    Longer than an optimizer step and a group take."""
     python_path: tuple[Path, ...] = ()
     """Folders searched for `python:module:function`. The run file's own folder is added."""
 
@@ -40,12 +43,20 @@ class Redis(Section):
     """`redis://`, `rediss://` or `unix://` URL. Empty: `spark up` starts an embedded server."""
     url_file: Path | None = None
     """File that holds the URL with its password, as a container's secret does. Read when `redis.url` is empty."""
+    tls_ca_file: Path | None = None
+    """Certificates (PEM) of the authorities that may have signed the server's, for `rediss://`. None: the system's."""
+    tls_cert_file: Path | None = None
+    """Certificate (PEM) that this client shows, for a server that asks for one."""
+    tls_key_file: Path | None = None
+    """Private key (PEM) of `redis.tls_cert_file`, when it is not in the same file."""
     lease_s: float = Field(default=60.0, gt=0)
     """An entry idle longer than this is claimed by another actor; a living owner renews at a quarter of it."""
     max_deliveries: int = Field(default=5, ge=1)
     """Deliveries after which an entry goes to the dead letters."""
     give_up_s: float = Field(default=60.0, gt=0)
     """A process that cannot reach the server for this long ends with exit code 3."""
+    rebuild: bool = False
+    """On a server that lost the run: go on from the newest checkpoint, issuing again what it has not trained."""
     memory_share: Share = 0.65
     """Issuing stops above this share of the server's maxmemory."""
 
@@ -202,8 +213,6 @@ class Learner(Section):
     checkpoint_every: int = Field(default=20, ge=1)
     """Optimizer steps between checkpoints. Entries are acknowledged only by a durable checkpoint."""
     checkpoints_kept: int = Field(default=2, ge=1)
-    no_progress_s: float = Field(default=120.0, gt=0)
-    """A wait longer than this is reported with what it waits for."""
 
     @property
     def judge_groups_per_step(self) -> int:

@@ -8,13 +8,14 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qsl, urlencode
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 from pydantic_settings.exceptions import SettingsError as UnreadableSource
 
 from common.errors import SettingsError
-from common.settings import CONFIGS, Settings
+from common.settings import CONFIGS, Redis, Settings
 
 PATH_KEYS: Final = (
     ("model", "path"),
@@ -22,6 +23,9 @@ PATH_KEYS: Final = (
     ("eval", "prompts"),
     ("templates", "path"),
     ("redis", "url_file"),
+    ("redis", "tls_ca_file"),
+    ("redis", "tls_cert_file"),
+    ("redis", "tls_key_file"),
 )
 
 LIKE_OURS: Final = 0.8
@@ -69,16 +73,41 @@ def _build(values: dict[str, Any], overrides: dict[str, Any], origin: str) -> Se
 
 
 def _with_secrets(settings: Settings) -> Settings:
-    path = settings.redis.url_file
-    if path is None or settings.redis.url.get_secret_value():
-        return settings
+    """With the URL from its file, and the TLS files in the URL, where every client of the server finds them."""
+    url = settings.redis.url.get_secret_value()
+    if not url and settings.redis.url_file is not None:
+        url = _read_url(settings.redis.url_file)
+    redis = settings.redis.model_copy(update={"url": SecretStr(_with_tls(url, settings.redis))})
+    return settings.model_copy(update={"redis": redis})
+
+
+def _read_url(path: Path) -> str:
     try:
         url = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"redis.url_file={str(path)!r} cannot be read: {error}") from None
     if not url:
         raise SettingsError(f"redis.url_file={str(path)!r} is empty; write redis://USER:PASSWORD@HOST:PORT into it")
-    return settings.model_copy(update={"redis": settings.redis.model_copy(update={"url": SecretStr(url)})})
+    return url
+
+
+def _with_tls(url: str, redis: Redis) -> str:
+    """The URL with the files that the client library reads from it; again the same for a URL that has them."""
+    keys = {"tls_ca_file": "ssl_ca_certs", "tls_cert_file": "ssl_certfile", "tls_key_file": "ssl_keyfile"}
+    files = {name: path for name in keys if (path := getattr(redis, name)) is not None}
+    if not files or not url or url.startswith("unix:"):  # an embedded server's socket needs no TLS
+        return url
+    first, path = next(iter(files.items()))
+    if not url.startswith("rediss://"):
+        raise SettingsError(f"redis.{first}={str(path)!r} needs TLS; write redis.url as rediss://HOST:PORT")
+    if "tls_key_file" in files and "tls_cert_file" not in files:
+        raise SettingsError("redis.tls_key_file needs its certificate; set redis.tls_cert_file")
+    for name, path in files.items():
+        if not os.access(path, os.R_OK):
+            raise SettingsError(f"redis.{name}={str(path)!r} cannot be read; correct the path or its permissions")
+    address, _, query = url.partition("?")
+    options = dict(parse_qsl(query)) | {keys[name]: str(path.absolute()) for name, path in files.items()}
+    return f"{address}?{urlencode(options)}"
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

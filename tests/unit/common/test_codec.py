@@ -115,6 +115,7 @@ tasks = st.builds(
             sample=st.integers(0, 9),
             answer_hash=text,
             policy_version=version,
+            weights_epoch=st.integers(0, 99),
             correct=st.booleans(),
             verifier=text,
         ),
@@ -225,6 +226,17 @@ def test_arguments_too_deep_for_validation_are_refused(depth: int) -> None:
         decode(Task, payload)
 
 
+def test_the_size_is_looked_at_before_anything_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unpackb(*_: object, **__: object) -> None:
+        raise AssertionError("unpacked")
+
+    monkeypatch.setattr(msgpack, "unpackb", unpackb)
+    with pytest.raises(InvalidMessage, match="message of 67108864 bytes is over the limit of 8388608"):
+        decode(Task, bytes(64 * 2**20))
+    with pytest.raises(AssertionError, match="unpacked"):  # guards the above
+        decode(Task, bytes(8))
+
+
 def test_trailing_bytes_are_refused() -> None:
     with pytest.raises(InvalidMessage, match="ExtraData"):
         decode(Task, encode(make_task()) + b"\xc0")
@@ -254,7 +266,14 @@ def test_trailing_bytes_are_refused() -> None:
         ("rollouts.0.completion.spans", [[3, 0], [4, 2]], "end before token 2"),
         ("rollouts.0.completion.spans", [[3, 0], [3, 1]], "rise in version"),
         ("rollouts.0.completion.finish_reason", "killed", "finish_reason"),
-        ("rollouts.0.verdict.reward", float("nan"), "outside"),
+        ("rollouts.0.verdict.reward", float("nan"), "reward: .*finite"),
+        ("generated_at", float("inf"), "generated_at: .*finite"),
+        ("task.sampling.temperature", float("nan"), "temperature: .*finite"),
+        ("task.sampling.temperature", -1.0, "temperature: .*greater than or equal to 0"),
+        ("task.sampling.n", 0, "sampling.n: .*greater than or equal to 1"),
+        ("task.sampling.n", 10**9, "sampling.n: .*less than or equal to 4096"),
+        ("task.sampling.seed", -1, "seed: .*greater than or equal to 0"),
+        ("task.sampling.max_new_tokens", 0, "max_new_tokens: .*greater than or equal to 1"),
         ("rollouts.0.verdict.reward", 1.5, "outside"),
         ("rollouts.0.verdict.status", "timeout", "cannot carry reward"),
     ],
