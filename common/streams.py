@@ -231,7 +231,10 @@ class Streams(Records):
         with self.client.pipeline(transaction=False) as pipe:
             for entry_id, _ in rows:
                 pipe.xreadgroup(group, consumer, {stream: _before(entry_id)}, count=1)
-            answers = pipe.execute()
+            answers = pipe.execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, Exception):  # the server's own words: execute() would put others before them
+                raise answer
         counts = {entry_id: so_far + 1 for entry_id, so_far in rows}
         return [
             replace(delivery, deliveries=counts[entry_id])

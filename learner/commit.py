@@ -18,6 +18,7 @@ from learner.issuer import Issuer
 
 log = structlog.get_logger()
 
+RETRY_S: Final = 2.0
 REPEATED_S: Final = 30.0
 """Endings are repeated by every checkpoint for as long: far more than the second that a server may lose."""
 
@@ -42,6 +43,7 @@ class Committer:
         prompts: str = "",
         after_settling: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._streams = streams
         self._checkpoints = checkpoints
@@ -52,6 +54,7 @@ class Committer:
         self._prompts = prompts
         self._after_settling = after_settling
         self._clock = clock
+        self._sleep = sleep
         self._settled: list[tuple[float, tuple[Ending, ...]]] = [(clock(), saved.state.endings)] if saved else []
         self._saved_version = saved.state.policy_version if saved else 0
 
@@ -60,12 +63,20 @@ class Committer:
         if engine.policy_version - self._saved_version >= self._every:
             self.save(engine)
 
-    def save(self, engine: Engine) -> None:
-        """Checkpoint, settle, trim. An OSError (disk full) is logged: the run goes on, nothing is acknowledged."""
+    def finish(self, engine: Engine, stopping: Callable[[], bool]) -> None:
+        """The last save of a run; a full disk is waited for, since what is not durable was not trained.
+
+        unblocked by: room on the disk; SIGTERM (``stopping``), after which the run can be resumed
+        """
+        while not self.save(engine) and not stopping():
+            self._sleep(RETRY_S)
+
+    def save(self, engine: Engine) -> bool:
+        """Checkpoint, settle, trim. False on an OSError (disk full): it is logged, and nothing is acknowledged."""
         self._fence.check()
         endings = list(self._intake.endings)
         if engine.policy_version == self._saved_version and not endings:
-            return
+            return True
         state = State(
             epoch=self._fence.epoch,
             policy_version=engine.policy_version,
@@ -79,7 +90,7 @@ class Committer:
             folder = self._checkpoints.save(state, engine.write_checkpoint)
         except OSError as error:
             log.error("checkpoint.failed", reason=str(error), unsettled=len(endings))
-            return
+            return False
         self._saved_version = engine.policy_version
         acked = self._fence.hold(
             lambda: self._streams.settle(self._fence.token, LEARNER, engine.policy_version, state.endings)
@@ -91,6 +102,7 @@ class Committer:
             while self._streams.trim(stream) > 0:
                 pass
         log.info("checkpoint.saved", folder=folder.name, acked=acked)
+        return True
 
     def _recent(self) -> list[Ending]:
         """What was settled so short a time ago that the server may have lost it."""

@@ -22,6 +22,7 @@ from common.messages import JUDGE_OBJECTIVES, Kind, Outcome, RolloutGroup
 from common.settings import Settings
 from common.staleness import content_staleness, fresh, of_lost_weights, token_staleness
 from common.streams import Delivery, Ending, Product, Streams, position
+from common.watchdog import Stage, Watchdog
 from learner.accounts import Account
 from learner.admission import Admission
 from learner.advantage import has_contrast
@@ -37,6 +38,11 @@ READ_COUNT: Final = 64
 ADOPT_S: Final = 1.0
 """A fenced learner may claim entries until it notices; they are taken over this often."""
 RELIEVE_S: Final = 5.0
+UPDATE: Final = Stage(
+    name="update",
+    waits_for="the optimizer step, publishing or the checkpoint",
+    unblocked_by="this process itself; `where` in its log says the call",
+)
 KINDS: Final[tuple[Kind, Kind]] = ("policy", "judge")
 _UID: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -63,6 +69,7 @@ class Intake:
         guard: Callable[[], None],
         stopping: Callable[[], bool],
         beat: Callable[[str, int], None] = lambda _state, _version: None,
+        watchdog: Watchdog | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stats = GroupStats()
@@ -76,8 +83,9 @@ class Intake:
         self._settings = settings
         self._consumer = consumer
         self._guard = guard
-        self._stopping = stopping
+        self.stopping = stopping
         self._beat = beat
+        self._watchdog = watchdog or Watchdog(clock=clock)
         self._clock = clock
         self._kinds: dict[str, Kind] = {streams.keys.rollouts(kind): kind for kind in KINDS}
         self._ready: dict[Kind, dict[str, tuple[Delivery, RolloutGroup]]] = {kind: {} for kind in KINDS}
@@ -116,8 +124,7 @@ class Intake:
             pass
         self._expire()
         full_since: float | None = None
-        progressed = self._clock()
-        while not self._stopping():
+        while not self.stopping():
             self._guard()
             tend()
             self._return_orphans()
@@ -131,32 +138,33 @@ class Intake:
             full = self._full(quota, on_their_way)
             full_since = (full_since or self._clock()) if full else None
             if full_since is not None and not self._worth_waiting(quota, self._clock() - full_since):
+                self._watchdog.progress()
+                self._watchdog.enter(UPDATE)
                 self._beat("updating", policy_version)
                 return self._cut(quota)
+            self._watchdog.enter(Stage(name="wait_for_groups", **self.waiting_for(quota, full=full)))
             self._beat("waiting for judge groups" if full else "waiting for policy groups", policy_version)
             if not full and on_their_way == 0 and self._issuer.exhausted:
                 return None
             if self._poll(BLOCK_MS):
-                progressed = self._clock()
-            elif self._clock() - progressed > self._settings.learner.no_progress_s:
-                progressed = self._clock()
-                log.warning("learner.no_progress", **self.waiting_for(quota, full=full))
+                self._watchdog.progress()
         return None
 
-    def waiting_for(self, quota: Quota, *, full: bool) -> dict[str, object]:
+    def waiting_for(self, quota: Quota, *, full: bool) -> dict[str, str]:
         """What the learner waits for, and who should end the wait. ``full``: the policy part of the batch is there."""
         if full:
             return {
-                "waits_for": f"{quota.judge} judge groups, or older policy groups",
-                "ready": len(self._ready["judge"]),
+                "waits_for": f"{quota.judge} judge groups ({len(self._ready['judge'])} ready), or older policy groups",
                 "unblocked_by": "the recycler and actors, or judge_wait_s and straggler_wait_s",
             }
-        return {
-            "waits_for": f"{quota.policy} policy groups",
-            "ready": len(self._ready["policy"]),
-            "outstanding": len(self._issuer.outstanding),
-            "unblocked_by": "actors shipping groups of tasks:policy",
-        }
+        ready, outstanding = len(self._ready["policy"]), len(self._issuer.outstanding)
+        waits_for = f"{quota.policy} policy groups ({ready} ready, {outstanding} on their way)"
+        if self._admission.paused:
+            return {
+                "waits_for": waits_for,
+                "unblocked_by": "room on the server for new prompts; actors shipping groups",
+            }
+        return {"waits_for": waits_for, "unblocked_by": "actors shipping groups of tasks:policy"}
 
     def remember(self, endings: list[Ending]) -> None:
         """Endings of this list are settled: forget their entries."""

@@ -82,7 +82,7 @@ def run(
         metrics = {**progress, **report, **intake.stats.take(), **timers.take()}
         record(metrics)
         log.info("learner.step_done", policy_version=engine.policy_version, groups=len(groups))
-    committer.save(engine)
+    committer.finish(engine, intake.stopping)
 
 
 def update(

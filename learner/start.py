@@ -118,6 +118,7 @@ def assemble(
     *,
     stopping: Callable[[], bool],
     clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
     **watchers: Any,
 ) -> Parts:
     """The parts of a learner that has taken over. ``watchers``: who is told how the intake waits."""
@@ -163,6 +164,7 @@ def assemble(
         prompts=prompts.fingerprint(),
         after_settling=EventLog(streams, fence, settings.run.directory / "events", clock).spool,
         clock=clock,
+        sleep=sleep,
     )
     return Parts(intake=intake, publisher=publisher, committer=committer)
 

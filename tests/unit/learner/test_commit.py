@@ -175,6 +175,29 @@ def test_a_full_disk_settles_nothing_and_the_next_save_settles_all(make_world) -
     assert world.intake.endings == []
 
 
+def test_the_last_save_waits_for_a_full_disk(make_world) -> None:
+    world = make_world()
+    world.disk.full = True
+    world.step(1)
+    naps = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        world.disk.full = len(naps) < 3
+
+    world.committer._sleep = nap
+    world.committer.finish(world.engine, lambda: False)
+    assert (len(naps), world.server.acked) == (3, {"1-0"})
+
+
+def test_a_learner_told_to_stop_does_not_wait_for_the_disk(make_world) -> None:
+    world = make_world()
+    world.disk.full = True
+    world.step(1)
+    world.committer.finish(world.engine, lambda: True)
+    assert world.server.acked == set()
+
+
 def test_between_two_checkpoints_nothing_is_settled(make_world) -> None:
     world = make_world(every=3)
     for index in range(1, 6):
