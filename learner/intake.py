@@ -108,8 +108,8 @@ class Intake:
         self,
         quota: Quota,
         policy_version: int,
-        relieve: Callable[[], None] = lambda: None,
-        tend: Callable[[], None] = lambda: None,
+        relieve: Callable[[], object] = lambda: None,
+        tend: Callable[[], object] = lambda: None,
     ) -> list[RolloutGroup] | None:
         """The next batch, oldest groups first; [] when a judge batch has nothing; None when the run is over.
 
