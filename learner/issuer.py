@@ -112,7 +112,7 @@ class Issuer:
         self.cursor = self._fence.hold(lambda: self._streams.issue(self._fence.token, before, tasks))
         if self.cursor < before:
             log.warning("issuer.server_lost_its_tail", cursor=before, of_server=self.cursor)
-            return 0
+            return self._issue_new(room, policy_version)  # at once: no batch may be cut as if they were not coming
         if self.cursor != expected:
             raise Fenced(f"the cursor of this run is at {self.cursor}, not {expected}: another learner moved it")
         self.outstanding |= {task.uid: policy_version for task in tasks}
