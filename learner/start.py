@@ -170,9 +170,14 @@ def assemble(
 
 
 def load(engine: Engine, taken: Takeover) -> None:
-    """Put the engine where the checkpoint says."""
-    if taken.saved is not None:
+    """Put the engine where the checkpoint says. Raises Fenced when a newer learner has removed it meanwhile."""
+    if taken.saved is None:
+        return
+    try:
         engine.read_checkpoint(taken.saved.folder, taken.saved.state.policy_version)
+    except OSError:
+        taken.fence.check()
+        raise
 
 
 def in_flight(streams: Streams) -> set[str]:

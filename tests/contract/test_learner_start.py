@@ -24,7 +24,7 @@ from learner.fence import Fence
 from learner.issuer import Issuer
 from learner.prompts.records import Prompt
 from learner.prompts.source import PromptSource
-from learner.start import Takeover, in_flight, take_over
+from learner.start import Takeover, in_flight, load, take_over
 from learner.uid_ledger import UidLedger
 
 TEMPLATES = load_templates("default")
@@ -232,6 +232,20 @@ def test_parking_is_safe_to_repeat(start, streams) -> None:
     assert streams.unacked(streams.keys.returned, LEARNER) == ["u"]
     with pytest.raises(Fenced):
         streams.park("0:other", []) or streams.rebuild("0:other", 0, {})
+
+
+def test_a_learner_whose_checkpoint_a_newer_one_removed_is_fenced(start) -> None:
+    class Gone:
+        def read_checkpoint(self, folder: Path, policy_version: int) -> None:
+            raise FileNotFoundError(folder)
+
+    start().save(3)
+    second = start()
+    with pytest.raises(FileNotFoundError):
+        load(Gone(), second.taken)
+    start()
+    with pytest.raises(Fenced):
+        load(Gone(), second.taken)
 
 
 # -- a lost last second ----------------------------------------------------------------------------------------
