@@ -6,8 +6,10 @@ import os
 
 import structlog
 
+from common.heartbeat import Heartbeat
 from common.process import open_streams, until_told_to_stop
 from common.settings import Settings
+from common.watchdog import Watchdog
 
 log = structlog.get_logger()
 
@@ -15,8 +17,9 @@ log = structlog.get_logger()
 def run(settings: Settings, name: str) -> None:
     """Work until SIGTERM or SIGINT. Raises SparkError for a user's mistake or a lost server."""
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.actor.torch_threads))  # read when torch is imported
-    with until_told_to_stop() as stopping:
+    with until_told_to_stop() as stopping, Watchdog(settings.run.no_progress_s).watching() as watchdog:
         streams = open_streams(settings)
+        heartbeat = Heartbeat(streams, name, "actor", watchdog)
 
         import torch
 
@@ -48,7 +51,9 @@ def run(settings: Settings, name: str) -> None:
             groups_in_flight=settings.actor.groups_in_flight,
             lease_s=settings.redis.lease_s,
             max_deliveries=settings.redis.max_deliveries,
+            heartbeat=heartbeat,
         )
+        watchdog.progress()
         log.info("actor.started")
         try:
             while not stopping():

@@ -14,21 +14,23 @@ import structlog
 
 from actors.engine import Engine, Generated, Request
 from actors.policy import PolicyFollower
+from actors.stages import stage_of
+from actors.suspects import Suspects
 from actors.verifying import PendingVerdicts, Verifying
 from common.codec import decode
 from common.consumer import Consumer
 from common.errors import InvalidMessage, ServerFull, TaskError
+from common.heartbeat import Heartbeat
 from common.keys import ACTORS
 from common.messages import Kind, Rollout, RolloutGroup, Task, Verdict
 from common.streams import Delivery, Product, Streams
+from common.watchdog import Stage
 
 log = structlog.get_logger()
 
 IDLE_BLOCK_MS = 100
-HEARTBEAT_S = 2.0
 FULL_PAUSE_S = 1.0
 VERDICT_POLL_S = 0.002
-HEARTBEAT_TTL_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Actor:
         groups_in_flight: int,
         lease_s: float,
         max_deliveries: int,
+        heartbeat: Heartbeat | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
@@ -76,9 +79,11 @@ class Actor:
         keys = streams.keys
         self._kinds: dict[str, Kind] = {keys.tasks("judge"): "judge", keys.tasks("policy"): "policy"}
         self._consumer = Consumer(streams, ACTORS, name, list(self._kinds), lease_s=lease_s, clock=clock)
+        self._suspects = Suspects(self._consumer, max_deliveries)
         self._working: dict[str, tuple[Delivery, Task]] = {}
         self._verdicts_due: list[_Unverified] = []
-        self._beaten = float("-inf")
+        self._heartbeat = heartbeat or Heartbeat(streams, name, "actor", clock=clock)
+        self._watchdog = self._heartbeat.watchdog
         self._counts = {
             "groups": 0,
             "rollouts": 0,
@@ -93,17 +98,17 @@ class Actor:
 
     def tick(self) -> None:
         """One round; at most IDLE_BLOCK_MS long when there is nothing to do."""
+        self._watchdog.enter(self._stage())
         claimed = self._claim()
         self._follow(now=bool(claimed) or self._engine.policy_version < 0)
         for delivery in claimed:
             self._start(delivery)
+        if not self._working and (suspect := self._suspects.next()):
+            self._begin(suspect)
         if self.policy.may_generate:
-            for generated in self._engine.step():
-                _, task = self._working[generated.request.key]
-                pending = self._verifying.submit(task, generated.completions)
-                self._verdicts_due.append(_Unverified(generated, pending, self.policy.epoch))
+            self._generate()
         elif not claimed:
-            self._wait(self.policy.published_version)
+            self._wait_for_weights()
         self._ship_verified()
         if self._verdicts_due and not self._engine.groups_in_flight:
             self._sleep(VERDICT_POLL_S)
@@ -111,9 +116,12 @@ class Actor:
         self._beat()
 
     def stop(self) -> None:
-        """Hand everything back: whatever is unfinished is claimable by others at once."""
+        """Hand everything back: whatever is unfinished is claimable by others at once, and was not tried in vain."""
+        for stream in self._kinds:
+            begun = {d.id: d.deliveries - 1 for d, _ in self._working.values() if d.stream == stream}
+            self._streams.recount(stream, ACTORS, self.name, begun)
         handed_back = self._consumer.hand_back_all()
-        self._streams.heartbeat(self.name, {"role": "actor", "state": "stopped"}, ttl_s=1.0)
+        self._heartbeat.stop()
         log.info("actor.stopped", handed_back=handed_back, **self._counts)
 
     def _claim(self) -> list[Delivery]:
@@ -121,16 +129,23 @@ class Actor:
         started = self._clock()
         if started < self._paused_until:
             return []
-        room = self._groups_in_flight - self._engine.groups_in_flight
-        deliveries = self._consumer.claim(room, IDLE_BLOCK_MS if idle else None)
+        deliveries = self._consumer.claim(self._room(), IDLE_BLOCK_MS if idle else None)
         if idle:
             self._waited_s += self._clock() - started
         return deliveries
 
+    def _room(self) -> int:
+        """Groups to claim. None while a suspect waits or runs: the others finish, it gets its turn, and alone."""
+        if self._suspects or any(self._suspects.includes(delivery) for delivery, _ in self._working.values()):
+            return 0
+        return self._groups_in_flight - self._engine.groups_in_flight
+
     def _follow(self, *, now: bool) -> None:
         """Take newer weights. Those of another learner start everything anew: a completion never mixes two lines."""
-        epoch = self.policy.epoch
+        epoch, published = self.policy.epoch, self.policy.published_version
         self.policy.follow(now=now)
+        if self.policy.published_version != published and self.policy.may_generate:
+            self._progress()  # the learner works: to wait for its tasks is no stall
         if self.policy.epoch == epoch:
             return
         self._engine.forget()
@@ -146,6 +161,11 @@ class Actor:
             return None
         if delivery.deliveries > self._max_deliveries:
             return self._bury(delivery, f"delivered {delivery.deliveries - 1} times without a result")
+        if self._suspects.includes(delivery):
+            return self._suspects.set_aside(delivery)
+        return self._begin(delivery)
+
+    def _begin(self, delivery: Delivery) -> None:
         try:
             task = decode(Task, delivery.payload)
             if self.policy.is_ahead(task):
@@ -157,6 +177,15 @@ class Actor:
         self._working[delivery.key] = (delivery, task)
         return None
 
+    def _generate(self) -> None:
+        """One more token of everything in flight; what is complete goes to the verifiers."""
+        if self._engine.groups_in_flight:
+            self._progress()
+        for generated in self._engine.step():
+            _, task = self._working[generated.request.key]
+            pending = self._verifying.submit(task, generated.completions)
+            self._verdicts_due.append(_Unverified(generated, pending, self.policy.epoch))
+
     def _return(self, delivery: Delivery) -> None:
         """To the learner, which issues it again when its time comes. On a full server: to anybody, for another try."""
         product = Product(uid=delivery.uid, payload=delivery.payload)
@@ -164,18 +193,17 @@ class Actor:
             self._streams.transfer(delivery.stream, ACTORS, self._streams.keys.returned, [(delivery.id, [product])])
         except ServerFull as error:
             log.warning("actor.cannot_return", reason=str(error))
-            self._streams.hand_back(delivery.stream, ACTORS, self.name, [delivery.id])
+            untried = {delivery.id: delivery.deliveries - 1}
+            self._streams.hand_back(delivery.stream, ACTORS, self.name, [], deliveries=untried)
             self._paused_until = self._clock() + FULL_PAUSE_S
         self._consumer.done(delivery)
         self._counts["returned"] += 1
 
-    def _wait(self, published_version: int) -> None:
+    def _wait_for_weights(self) -> None:
         """No usable weights yet; unblocked by the learner publishing, or by readable files of the version it did."""
         started = self._clock()
         self._streams.wait_for_weights(IDLE_BLOCK_MS)
         self._waited_s += self._clock() - started
-        if self._clock() - self._beaten > HEARTBEAT_S:
-            log.info("actor.waits_for_weights", published=published_version, applied=self._engine.policy_version)
 
     def _ship_verified(self) -> None:
         if self._clock() < self._paused_until:
@@ -218,6 +246,7 @@ class Actor:
         rollouts = self._streams.keys.rollouts(group.task.kind)
         self._streams.transfer(delivery.stream, ACTORS, rollouts, [(delivery.id, [product])])
         self._consumer.done(delivery)
+        self._progress()
         self._counts["groups"] += 1
         self._counts["verifier_errors"] += len(group.rollouts) - len(group.scored)
         self._counts["rollouts"] += len(group.rollouts)
@@ -238,6 +267,7 @@ class Actor:
     def _bury(self, delivery: Delivery, reason: str) -> None:
         self._streams.bury(delivery, ACTORS, reason, self._kinds[delivery.stream])
         self._consumer.done(delivery)
+        self._progress()
         log.warning("actor.task_dead", uid=delivery.uid, reason=reason, deliveries=delivery.deliveries)
 
     def _drop_lost_leases(self) -> None:
@@ -247,19 +277,30 @@ class Actor:
             self._counts["lost_leases"] += len(lost)
             log.warning("actor.leases_lost", entries=len(lost))
 
+    def _progress(self) -> None:
+        """Whatever else it gets done, an actor that cannot load the weights is not well."""
+        if not self.policy.trouble:
+            self._watchdog.progress()
+
+    def _stage(self) -> Stage:
+        return stage_of(
+            self.policy,
+            running=self._engine.groups_in_flight,
+            unverified=len(self._verdicts_due),
+            paused=self._clock() < self._paused_until,
+        )
+
     def _beat(self) -> None:
-        if self._clock() - self._beaten < HEARTBEAT_S:
+        if not self._heartbeat.due:
             return
-        self._beaten = self._clock()
         state = "generating" if self._engine.groups_in_flight else "waiting for tasks"
-        fields = {
-            "role": "actor",
-            "state": state if self.policy.may_generate else "waiting for weights",
-            "epoch": self.policy.epoch,
-            "policy_version": self._engine.policy_version,
-            "groups_in_flight": self._engine.groups_in_flight,
-            "apply_failures": self.policy.failures,
-            "waited_s": round(self._waited_s, 3),
+        self._heartbeat.beat(
+            state if self.policy.may_generate else "waiting for weights",
+            epoch=self.policy.epoch,
+            policy_version=self._engine.policy_version,
+            groups_in_flight=self._engine.groups_in_flight,
+            suspects=len(self._suspects),
+            apply_failures=self.policy.failures,
+            waited_s=round(self._waited_s, 3),
             **self._counts,
-        }
-        self._streams.heartbeat(self.name, fields, ttl_s=HEARTBEAT_TTL_S)
+        )

@@ -35,6 +35,8 @@ class PolicyFollower:
         self.published_version = -1
         self._published_epoch = 0
         self.failures = 0
+        self.trouble = ""
+        """Why the newest weights do not load; empty once some have."""
         self._streams = streams
         self._engine = engine
         self._max_staleness = max_staleness
@@ -49,6 +51,18 @@ class PolicyFollower:
         if applied < 0 or self.epoch != self._published_epoch:  # another learner's line: these weights may be lost ones
             return False
         return may_generate(applied, self.published_version, self._max_staleness)
+
+    @property
+    def wanted(self) -> str:
+        """The weights that ``may_generate`` asks for, in words."""
+        if self._engine.policy_version < 0:
+            return "the first weights"
+        if self.epoch != self._published_epoch:
+            return f"weights of learner epoch {self._published_epoch}, not of epoch {self.epoch}"
+        return (
+            f"weights no older than policy version {self.published_version - self._max_staleness}, "
+            f"not those of version {self._engine.policy_version}"
+        )
 
     def is_ahead(self, task: Task) -> bool:
         """A prompt that a lost line of weights issued, for a version that does not exist (again) yet."""
@@ -69,10 +83,12 @@ class PolicyFollower:
             self._engine.apply(verified(manifest), manifest.version)
         except WeightsError as error:
             self.failures += 1
+            self.trouble = str(error)
             self._retry_at = {manifest: self._clock() + RETRY_S}
             log.warning("policy.apply_failed", reason=str(error), kept=self._engine.policy_version)
             return
         self.epoch = manifest.epoch
+        self.trouble = ""
 
     def _newest(self) -> WeightManifest | None:
         """The newest of the last manifests; those of a fenced learner's older epoch are passed over."""

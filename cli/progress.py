@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from rich.text import Text
 from cli.report.history import STEP, MetricsReader, Row, total, without_repeats
 from cli.services import services
 from common.settings import Settings
+
+STALLED: Final = "stalled"
+"""The first word of a stalled member's state."""
 
 POLL_S: Final = 0.25
 STATES_EVERY: Final = 4
@@ -96,6 +100,8 @@ class Progress:
         self._rows: list[Row] = []
         expected = [member for service in services(settings) for member in service.members()]
         self._members: Mapping[str, str] = dict.fromkeys(("server", *expected), "")
+        self._printed: dict[str, str] = {}
+        """Member -> where it is stalled, as printed."""
         self._next_line = RECENT
 
     async def watch(self) -> None:
@@ -130,15 +136,18 @@ class Progress:
         self._keep(new)
         if not self._rows:
             return Text(starting(self._members), overflow="fold")
-        reporting = {member: state for member, state in self._members.items() if state}
+        stalls = stalled(self._members)
+        reporting = {member: STALLED if member in stalls else state for member, state in self._members.items() if state}
         return Group(
             bar(self._name, self._rows, self._steps),
             figures(self._rows),
             Text(members_line(reporting), style="dim"),
+            *(Text(f"{member} {state}", style="red", overflow="fold") for member, state in stalls.items()),
         )
 
     def print_lines(self, new: Sequence[Row]) -> None:
-        """For a log: one line for every RECENT optimizer steps, and for the last one."""
+        """For a log: one line for every RECENT optimizer steps, for the last one, and for a member that stalls."""
+        self._print_stalls()
         for row in new:
             self._keep([row])
             step = round(row[STEP])
@@ -146,16 +155,31 @@ class Progress:
                 self._next_line = (step // RECENT + 1) * RECENT
                 self._print(plain_line(self._rows, self._steps))
 
+    def _print_stalls(self) -> None:
+        """Once for each stage that a member is stalled in; what it waits for may be worded anew all the time."""
+        stalls = stalled(self._members)
+        places = {member: state.partition(";")[0] for member, state in stalls.items()}
+        for member, place in places.items():
+            if self._printed.get(member) != place:
+                self._print(f"{member} {stalls[member]}")
+        self._printed = places
+
     def _keep(self, new: Sequence[Row]) -> None:
         self._rows = without_repeats([*self._rows, *new])[-max(PACE, RECENT) :]
 
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        with contextlib.suppress(OSError):  # a full disk behind stdout: a line for people is not worth the run
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def starting(members: Mapping[str, str]) -> str:
     """What a run without a first step waits for."""
     return f"starting: {members_line(members)}; waiting for the first optimizer step"
+
+
+def stalled(members: Mapping[str, str]) -> dict[str, str]:
+    """Those that get nothing done, with what they wait for."""
+    return {member: state for member, state in members.items() if state.startswith(STALLED)}
 
 
 def members_line(members: Mapping[str, str]) -> str:

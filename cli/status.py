@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ def status(run: Path, *, as_json: bool) -> None:
     with streams_of(run_directory) as streams:
         ledger, members, progress = streams.conservation(), streams.members(), streams.progress()
     if as_json:
-        print(json.dumps({"ledger": as_dict(ledger), "members": members, "progress": progress}))
+        stalls = {member: in_words(beat) for member, beat in members.items() if is_stalled(beat)}
+        print(json.dumps({"ledger": as_dict(ledger), "members": members, "stalls": stalls, "progress": progress}))
     else:
         _print(run_directory.settings.run.name, ledger, members, progress)
     if not ledger.balanced:
@@ -51,6 +52,20 @@ def as_dict(ledger: Ledger) -> dict[str, Any]:
     return {**{str(kind): dict(counts) for kind, counts in ledger.kinds.items()}, "balanced": ledger.balanced}
 
 
+def is_stalled(beat: Mapping[str, Any] | None) -> bool:
+    return beat is not None and "stalled_s" in beat
+
+
+def in_words(beat: Mapping[str, Any] | None, *, seconds: bool = True) -> str:
+    """What a member does; of a stalled one where, what it waits for and who should end the wait."""
+    if beat is None:
+        return "not running"
+    if not is_stalled(beat):
+        return str(beat.get("state", "alive"))
+    duration = f" for {beat['stalled_s']:.0f} s" if seconds else ""
+    return f"stalled{duration} in {beat['stage']}; waits for {beat['waits_for']}; unblocked by {beat['unblocked_by']}"
+
+
 def _print(name: str, ledger: Ledger, members: dict[str, Any], progress: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -65,6 +80,8 @@ def _print(name: str, ledger: Ledger, members: dict[str, Any], progress: dict[st
         table.add_row(kind, *cells, "yes" if ledger.balances(kind) else "[red]NO[/red]")
     console.print(table)
     for member, beat in members.items():
-        state = beat.get("state", "alive") if beat else "not running"
         version = f", policy version {beat['policy_version']}" if beat and "policy_version" in beat else ""
-        console.print(f"{member}: {state}{version}")
+        style = "bold red" if is_stalled(beat) else None
+        console.print(
+            f"{member}: {in_words(beat)}{version}", style=style, markup=False, highlight=False, soft_wrap=True
+        )

@@ -7,12 +7,16 @@ import re
 import sys
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import structlog
 
-_CREDENTIALS: Final = re.compile(r"(\w+://)[^\s\"']+@")
-"""Up to the last ``@`` of a word: a password may hold ``@`` and ``/``."""
+from common.log_file import LogFile, Terminal
+
+_CREDENTIALS: Final = (
+    (re.compile(r"(\w+://)[^\s\"']+@"), r"\1***@"),  # up to the last @ of a word: a password may hold @ and /
+    (re.compile(r"([?&]password=)[^\s\"'&]+"), r"\1***"),  # the other place of a URL for it
+)
 
 
 def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -22,7 +26,9 @@ def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mu
 
 def _redacted(value: Any) -> Any:
     if isinstance(value, str):
-        return _CREDENTIALS.sub(r"\1***@", value)
+        for pattern, hidden in _CREDENTIALS:
+            value = pattern.sub(hidden, value)
+        return value
     if isinstance(value, Mapping):
         return {key: _redacted(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -32,10 +38,7 @@ def _redacted(value: Any) -> Any:
 
 def configure(*, file: Path | None = None, json: bool | None = None, **bound: object) -> None:
     """Send events to ``file`` (JSON lines) or to stderr. ``bound`` fields (run, role, member) go with every event."""
-    stream: TextIO = sys.stderr
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        stream = file.open("a", encoding="utf-8", buffering=1)
+    stream: Any = Terminal(sys.stderr) if file is None else LogFile(file, bound)
     as_json = not sys.stderr.isatty() or file is not None if json is None else json
     renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
     structlog.configure(

@@ -230,6 +230,19 @@ local function set_idle(keys, args)
   return kept
 end
 
+-- keys: stream    args: group, consumer, idle ms to set, (id, deliveries to set)*    As set_idle, and also says how often
+-- an entry was delivered: a delivery that nobody began must not count as a try.
+local function recount(keys, args)
+  local kept = {}
+  for i = 4, #args, 2 do
+    if owned(keys[1], args[1], args[2], args[i]) then
+      redis.call('XCLAIM', keys[1], args[1], args[2], 0, args[i], 'IDLE', args[3], 'RETRYCOUNT', args[i + 1], 'JUSTID')
+      kept[#kept + 1] = args[i]
+    end
+  end
+  return kept
+end
+
 -- keys: stream    args: group, consumer
 -- Moves pending entries of every other consumer to this one (older epochs of the learner); at most 200 a call.
 local function adopt(keys, args)
@@ -354,6 +367,7 @@ register('drop', drop, {'allow-oom'})
 register('forget_events', forget_events, {'allow-oom'})
 register('unacked', unacked, {'no-writes'})
 register('set_idle', set_idle, {'allow-oom'})
+register('recount', recount, {'allow-oom'})
 register('adopt', adopt, {'allow-oom'})
 register('trim', trim, {'allow-oom'})
 register('take_fence', take_fence, {'allow-oom'})

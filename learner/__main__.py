@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import structlog
 
+from common import heartbeat as members
 from common.process import open_streams, until_told_to_stop
 from common.settings import Settings
 from common.templates import load_templates
+from common.watchdog import Stage, Watchdog
 from learner.checkpoint import CheckpointStore
 from learner.heartbeat import Heartbeat
 from learner.metrics_file import MetricsFile
@@ -22,14 +25,24 @@ log = structlog.get_logger()
 STOPPED: Final = 143
 """Exit code after SIGTERM, as shells count it: the run is not finished, and a supervisor may start it again."""
 
+EXPORT: Final = Stage(
+    name="export", waits_for="the model as a Hugging Face directory", unblocked_by="the disk of the run directory"
+)
+
 
 def run(settings: Settings) -> None:
     """Train until max_steps or the end of the prompts; SIGTERM saves and exits with STOPPED. Raises SparkError."""
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.learner.torch_threads))  # read when torch is imported
+    with Watchdog(settings.run.no_progress_s).watching() as watchdog:
+        _run(settings, watchdog)
+
+
+def _run(settings: Settings, watchdog: Watchdog) -> None:
     prompts = open_prompts(settings.prompts, settings.run.python_path, settings.run.seed)
     templates = load_templates(settings.templates.path)
     with until_told_to_stop() as stopping:
         streams = open_streams(settings, owner=True)
+        members.Heartbeat(streams, "learner", "learner", watchdog)  # speaks for a start that hangs
         checkpoints = CheckpointStore(settings.run.directory / "checkpoints", settings.learner.checkpoints_kept)
         taken = take_over(streams, checkpoints, prompts, templates, settings)
 
@@ -42,16 +55,36 @@ def run(settings: Settings) -> None:
         torch.manual_seed(settings.run.seed)
         engine = TorchEngine(settings)
         load(engine, taken)
-        heartbeat = Heartbeat(streams, taken.fence.epoch)
+        heartbeat = Heartbeat(streams, taken.fence.epoch, watchdog)
         parts = assemble(
-            taken, streams, checkpoints, prompts, templates, settings, stopping=stopping, beat=heartbeat.beat
+            taken,
+            streams,
+            checkpoints,
+            prompts,
+            templates,
+            settings,
+            stopping=stopping,
+            beat=heartbeat.beat,
+            watchdog=watchdog,
         )
+        watchdog.progress()
         log.info("learner.started", epoch=taken.fence.epoch, policy_version=engine.policy_version, cursor=taken.cursor)
         with MetricsFile(settings.run.directory / "metrics.jsonl", engine.policy_version) as metrics:
-            train(engine, parts.intake, parts.publisher, parts.committer, settings, metrics.record)
+            train(engine, parts.intake, parts.publisher, parts.committer, settings, recorder(metrics, watchdog))
         heartbeat.stop()
         if stopping():
             log.info("learner.stopped", policy_version=engine.policy_version)
             sys.exit(STOPPED)
+        watchdog.enter(EXPORT)
         engine.export(settings.run.directory / "export")
         log.info("learner.done", policy_version=engine.policy_version)
+
+
+def recorder(metrics: MetricsFile, watchdog: Watchdog) -> Callable[[dict[str, Any]], None]:
+    """Records a batch, and what stood still meanwhile. A batch that was trained and published is progress."""
+
+    def record(batch: dict[str, Any]) -> None:
+        watchdog.progress()
+        metrics.record({**batch, **watchdog.take()})
+
+    return record

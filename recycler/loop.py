@@ -11,19 +11,19 @@ import structlog
 from common.codec import decode
 from common.consumer import Consumer
 from common.errors import InvalidMessage, ServerFull
-from common.keys import RECYCLER
+from common.heartbeat import Heartbeat
+from common.keys import LEARNER, RECYCLER
 from common.lineage import ONE_LINE, Lineage
 from common.messages import RolloutGroup
 from common.streams import Delivery, Product, Streams, position
+from common.watchdog import Stage
 from recycler.reservoir import Emission, Reservoir
 
 log = structlog.get_logger()
 
 BLOCK_MS: Final = 50
 READ_COUNT: Final = 64
-HEARTBEAT_S: Final = 2.0
 FULL_PAUSE_S: Final = 1.0
-HEARTBEAT_TTL_S: Final = 15.0
 
 
 class RecyclerLoop:
@@ -42,6 +42,7 @@ class RecyclerLoop:
         *,
         content_bound: int,
         least_room: int = 1,
+        heartbeat: Heartbeat | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -57,28 +58,39 @@ class RecyclerLoop:
         self._deliveries: dict[str, Delivery] = {}
         self._reported: tuple[str, int] | None = None
         self._through = streams.progress().get("recycled_through", "0-0")
-        self._beaten = float("-inf")
+        self._heartbeat = heartbeat or Heartbeat(streams, "recycler", "recycler", clock=clock)
+        self._watchdog = self._heartbeat.watchdog
+        self._seen: tuple[int, int] = (0, 0)
+        """Policy version and judge tasks granted, as read last."""
+        self._room = 0
 
     def tick(self) -> None:
         """One round: read, expire, plan within the grant, say how far it got."""
-        if not self._flush():
-            return
-        for delivery in self._consumer.claim(READ_COUNT, BLOCK_MS):
+        self._watchdog.enter(self._stage())
+        if self._flush():
+            self._round()
+        self._beat()
+
+    def _round(self) -> None:
+        deliveries = self._consumer.claim(READ_COUNT, BLOCK_MS)
+        for delivery in deliveries:
             self._add(delivery)
         progress = self._streams.progress()
         granted, policy_version = int(progress.get("judge_granted", 0)), int(progress.get("policy_version", 0))
+        if deliveries or (policy_version, granted) != self._seen:
+            self._seen = (policy_version, granted)
+            self._watchdog.progress()
         lineage = Lineage.from_json(progress["lineage"]) if "lineage" in progress else ONE_LINE
         self._emit(self._reservoir.expire(policy_version, self._content_bound, lineage))
-        room = granted - self._streams.ledger()["issued:judge"]
-        if room >= self._least_room:  # a group is decided once, so room that trickles would waste wrong answers
-            self._emit(self._reservoir.plan(room, policy_version))
+        self._room = granted - self._streams.ledger()["issued:judge"]
+        if self._room >= self._least_room:  # a group is decided once, so room that trickles would waste wrong answers
+            self._emit(self._reservoir.plan(self._room, policy_version))
         if not self._outbox:
             self._report(granted)
-        self._beat(policy_version, room)
 
     def stop(self) -> None:
         """Nothing to hand back: the groups held stay pending for the next recycler, which has the same name."""
-        self._streams.heartbeat("recycler", {"role": "recycler", "state": "stopped"}, ttl_s=1.0)
+        self._heartbeat.stop()
         log.info("recycler.stopped", held=len(self._reservoir), **self._reservoir.counts)
 
     def _add(self, delivery: Delivery) -> None:
@@ -111,6 +123,8 @@ class RecyclerLoop:
             self._consumer.done(self._deliveries.pop(emission.entry_id))
             if not counted:
                 log.warning("recycler.already_decided", uid=emission.uid)
+        if self._outbox:
+            self._watchdog.progress()
         self._outbox = []
         return True
 
@@ -120,17 +134,37 @@ class RecyclerLoop:
             self._reported = (self._through, granted)
             self._streams.report_progress(recycled_through=self._through, recycled_grant=granted)
 
-    def _beat(self, policy_version: int, room: int) -> None:
-        if self._clock() - self._beaten < HEARTBEAT_S:
+    def _stage(self) -> Stage:
+        if self._outbox:
+            return Stage(
+                name="issue_judge_tasks",
+                waits_for=f"room on the server for the tasks of {len(self._outbox)} groups",
+                unblocked_by="the learner's checkpoints, or more memory or disk for the server",
+                owner=LEARNER,
+            )
+        if self._room < self._least_room:
+            return Stage(
+                name="wait_for_room",
+                waits_for=f"room for {self._least_room} judge tasks; there is room for {max(0, self._room)}",
+                unblocked_by="the learner, which grants more when it takes judge groups",
+                owner=LEARNER,
+            )
+        return Stage(
+            name="wait_for_groups", waits_for="scored policy groups", unblocked_by="actors shipping policy groups"
+        )
+
+    def _beat(self) -> None:
+        if not self._heartbeat.due:
             return
-        self._beaten = self._clock()
-        state = "waiting for groups" if room > 0 else "waiting for room"
-        fields = {
-            "role": "recycler",
-            "state": state,
-            "policy_version": policy_version,
-            "room": room,
-            "held": len(self._reservoir),
+        self._heartbeat.beat(
+            self._state(),
+            policy_version=self._seen[0],
+            room=self._room,
+            held=len(self._reservoir),
             **self._reservoir.counts,
-        }
-        self._streams.heartbeat("recycler", fields, ttl_s=HEARTBEAT_TTL_S)
+        )
+
+    def _state(self) -> str:
+        if self._outbox:
+            return "paused: the server is full"
+        return "waiting for groups" if self._room > 0 else "waiting for room"

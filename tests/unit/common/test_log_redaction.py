@@ -33,6 +33,8 @@ def events(path: Path) -> list[dict[str, object]]:
         ("rediss://:pw@host", "rediss://***@host"),
         ("lost redis://a:b@one and redis://c:d@two", "lost redis://***@one and redis://***@two"),
         ("unix:///run/spark.sock", "unix:///run/spark.sock"),
+        ("unix:///run/spark.sock?password=pw&db=1", "unix:///run/spark.sock?password=***&db=1"),
+        ("rediss://host?db=1&password=p/w", "rediss://host?db=1&password=***"),
         ("redis://host:6379", "redis://host:6379"),
         ("mail me@home", "mail me@home"),
     ],

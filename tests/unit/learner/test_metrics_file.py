@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
 
 from learner.metrics_file import MetricsFile
 
@@ -43,3 +50,96 @@ def test_a_run_from_the_start_forgets_everything(tmp_path: Path) -> None:
     record(path, 0, (1, 1.0))
     record(path, 0)
     assert lines(path) == []
+
+
+# -- a disk without room --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def limited() -> Iterator[Callable[[int | None], None]]:
+    """Sets the largest file that this process may write: the end of the disk, without a disk. Events are not printed,
+    since they would go to a file too."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with capture_logs():
+        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (before[0] if size is None else size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def step(version: int) -> dict[str, float]:
+    return {"policy_version": version, "elapsed_s": float(version), "loss": 0.5}
+
+
+def test_lines_wait_for_room_and_no_half_line_is_ever_in_the_file(tmp_path: Path, limited) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFile(path, 0) as file:
+        file.record(step(1))
+        one = path.stat().st_size
+        limited(one + one // 2)
+        with capture_logs() as said:
+            file.record(step(2))
+            assert path.stat().st_size == one
+            file.record(step(3))
+        assert [(event["event"], event["waiting"]) for event in said] == [
+            ("metrics.not_written", 1),
+            ("metrics.not_written", 2),
+        ]
+        limited(None)
+        file.record(step(4))
+        assert [line["policy_version"] for line in lines(path)] == [1, 2, 3, 4]
+
+
+def test_what_waits_at_the_end_is_tried_once_more(tmp_path: Path, limited) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFile(path, 0) as file:
+        limited(10)
+        file.record(step(1))
+        limited(None)
+    assert [line["policy_version"] for line in lines(path)] == [1]
+
+
+def test_what_no_room_was_found_for_is_said(tmp_path: Path, limited) -> None:
+    with capture_logs() as said, MetricsFile(tmp_path / "metrics.jsonl", 0) as file:
+        limited(10)
+        file.record(step(1))
+    assert said[-1] == {"event": "metrics.lost", "lines": 1, "log_level": "error"}
+
+
+def test_memory_has_an_end_too(tmp_path: Path, limited, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learner.metrics_file.MOST_WAITING", 2)
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFile(path, 0) as file:
+        limited(10)
+        for version in range(1, 5):
+            file.record(step(version))
+        limited(None)
+    assert [line["policy_version"] for line in lines(path)] == [3, 4]
+
+
+def test_a_run_is_resumed_on_a_disk_without_any_room(tmp_path: Path, limited) -> None:
+    """Forgetting lines needs no room."""
+    path = tmp_path / "metrics.jsonl"
+    record(path, 0, (1, 1.0), (2, 2.0), (3, 3.0))
+    limited(0)
+    with MetricsFile(path, 1):
+        assert [line["policy_version"] for line in lines(path)] == [1]
+
+
+def test_a_full_file_system(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a file system needs root")
+    try:
+        with MetricsFile(disk / "metrics.jsonl", 0) as file:
+            for version in range(1, 2000):
+                file.record(step(version))
+            there = [line["policy_version"] for line in lines(disk / "metrics.jsonl")]
+            assert there == list(range(1, len(there) + 1))
+            assert len(there) < 1999
+            subprocess.run(["mount", "-o", "remount,size=1m", disk], check=True)
+            file.record(step(2000))
+        assert [line["policy_version"] for line in lines(disk / "metrics.jsonl")] == list(range(1, 2001))
+    finally:
+        subprocess.run(["umount", disk], check=True)
