@@ -97,8 +97,13 @@ class Streams(Records):
 
     def remove_unused_groups(self) -> None:
         """Of a run whose judge was switched off: a group that nobody reads for would keep every entry for ever."""
-        if not self.recycles:
+        if self.recycles:
+            return
+        try:
             self._retry(lambda: self.client.xgroup_destroy(self.keys.rollouts("policy"), RECYCLER))
+        except redis.ResponseError as error:  # the server lost the stream a moment ago, and the group with it
+            if "requires the key to exist" not in str(error):
+                raise
 
     def _create_group(self, stream: str, group: str) -> None:
         try:

@@ -56,7 +56,12 @@ class Admission:
         self._reported = -1
 
     def in_flight(self, kind: Kind, ledger: Mapping[str, int]) -> int:
-        return self._accounts[kind].in_flight(ledger[f"issued:{kind}"], ledger[f"dead:{kind}"])
+        """Issued and not ended anywhere."""
+        return ledger[f"issued:{kind}"] - ledger[f"dead:{kind}"] - self._ended(kind, ledger)
+
+    def _ended(self, kind: Kind, ledger: Mapping[str, int]) -> int:
+        settled = sum(ledger[f"{outcome}:{kind}"] for outcome in ("trained", "filtered", "dropped_stale"))
+        return self._accounts[kind].ended(settled)
 
     def _policy_room(self, quota: Quota, ledger: Mapping[str, int], policy_version: int) -> int:
         """Full servers get nothing more, and no prompts are issued beyond the last step."""
@@ -78,7 +83,7 @@ class Admission:
         """Alternating: only while a judge batch is due."""
         learner, account = self._settings.learner, self._accounts["judge"]
         groups = learner.judge_groups_per_step
-        granted = account.ended + ledger["dead:judge"]
+        granted = self._ended("judge", ledger) + ledger["dead:judge"]
         if learner.mixing == "joint":
             withheld = min(groups, account.withheld(groups, learner.refill))
             return granted + self._allowed(groups, policy_version) - withheld

@@ -89,11 +89,9 @@ class Intake:
         self._clock = clock
         self._kinds: dict[str, Kind] = {streams.keys.rollouts(kind): kind for kind in KINDS}
         self._ready: dict[Kind, dict[str, tuple[Delivery, RolloutGroup]]] = {kind: {} for kind in KINDS}
-        self._counted: set[str] = set()
-        """Uids in the accounts' ``ended`` beyond what the server had counted when this learner started."""
         self._orphans: dict[str, tuple[Delivery, RolloutGroup]] = {}
         ledger = streams.ledger()
-        self._accounts = {kind: Account(ended=_settled(ledger, kind)) for kind in KINDS}
+        self._accounts = {kind: Account() for kind in KINDS}
         self._admission = Admission(streams, issuer, self._accounts, settings)
         mix = settings.recycler.mix.model_dump()
         self._round_robin = DeficitRoundRobin({objective: mix[objective] for objective in JUDGE_OBJECTIVES})
@@ -169,6 +167,8 @@ class Intake:
     def remember(self, endings: list[Ending]) -> None:
         """Endings of this list are settled: forget their entries."""
         self.endings = self.endings[len(endings) :]
+        for kind, account in self._accounts.items():
+            account.unsettled = {ending.uid for ending in self.endings if ending.kind == kind and ending.uid}
         for ending in endings:
             self._consumer.held[ending.stream].discard(ending.id)
 
@@ -237,18 +237,15 @@ class Intake:
             Ending(stream=delivery.stream, id=delivery.id, uid=delivery.uid, outcome=outcome, kind=kind)
         )
         self.ended.add(delivery.uid, outcome, kind)
-        self._counted.add(delivery.uid)
-        self._accounts[kind].end(filtered=outcome == "filtered")
+        self._accounts[kind].end(delivery.uid, filtered=outcome == "filtered")
         self.stats.ended(outcome, kind)
 
     def _end_again(self, delivery: Delivery, kind: Kind, outcome: Outcome) -> None:
         """The twin of a uid that has its end already: the server forgot the end, so it is told once more.
 
-        Nothing is trained. The account began with what the server had counted, which this end of before was not in.
+        Nothing is trained.
         """
-        if delivery.uid not in self._counted:
-            self._counted.add(delivery.uid)
-            self._accounts[kind].end()
+        self._accounts[kind].end(delivery.uid)
         self.endings.append(
             Ending(stream=delivery.stream, id=delivery.id, uid=delivery.uid, outcome=outcome, kind=kind)
         )
@@ -373,7 +370,3 @@ def _checked(group: RolloutGroup, delivery: Delivery, kind: Kind) -> RolloutGrou
     if group.task.kind != kind:
         raise InvalidMessage(f"a group of objective {group.task.objective!r} on the {kind} stream")
     return group
-
-
-def _settled(ledger: dict[str, int], kind: Kind) -> int:
-    return sum(ledger[f"{outcome}:{kind}"] for outcome in ("trained", "filtered", "dropped_stale"))
