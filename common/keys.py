@@ -43,6 +43,11 @@ class Keys:
         return self._key("generation")
 
     @property
+    def clock(self) -> str:
+        """The server's time when the learner last looked: by it a step back is noticed."""
+        return self._key("clock")
+
+    @property
     def dead(self) -> str:
         return self._key("dead")
 

@@ -332,6 +332,31 @@ local function forget_events(keys, args)
   return redis.call('XTRIM', keys[2], 'MINID', successor(args[2]))
 end
 
+-- keys: clock, stream*    args: group, tolerance ms
+-- Leases are measured by the server's clock. Where that was set back, what a dead owner holds would be leased for as long:
+-- then every lease begins anew. Returns how many did, or -1 when the clock is as it should be.
+local function mend_leases(keys, args)
+  local time = redis.call('TIME')
+  local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  local latest = tonumber(redis.call('GET', keys[1]) or '0')
+  redis.call('SET', keys[1], string.format('%.0f', now))
+  if now >= latest - tonumber(args[2]) then return -1 end
+  local begun = 0
+  for i = 2, #keys do
+    local after = '-'
+    while true do
+      local rows = redis.call('XPENDING', keys[i], args[1], after, '+', 200)
+      for _, row in ipairs(rows) do
+        redis.call('XCLAIM', keys[i], args[1], row[2], 0, row[1], 'IDLE', 0, 'JUSTID')
+        begun = begun + 1
+      end
+      if #rows < 200 then break end
+      after = '(' .. rows[#rows][1]
+    end
+  end
+  return begun
+end
+
 -- keys: weights    args: manifest, versions to remember    Only the newest one matters, so this stream may be cut.
 local function publish(keys, args)
   return redis.call('XADD', keys[1], 'MAXLEN', '~', args[2], '*', 'm', args[1])
@@ -368,6 +393,7 @@ register('forget_events', forget_events, {'allow-oom'})
 register('unacked', unacked, {'no-writes'})
 register('set_idle', set_idle, {'allow-oom'})
 register('recount', recount, {'allow-oom'})
+register('mend_leases', mend_leases, {'allow-oom'})
 register('adopt', adopt, {'allow-oom'})
 register('trim', trim, {'allow-oom'})
 register('take_fence', take_fence, {'allow-oom'})

@@ -15,7 +15,7 @@ import redis
 
 from common.codec import encode
 from common.errors import Fenced
-from common.keys import RECYCLER
+from common.keys import ACTORS, RECYCLER
 from common.messages import Kind, Outcome, Task, WeightManifest
 from common.records import CALL_ENTRIES, Records, chunks
 from common.server import Client, is_full
@@ -23,6 +23,8 @@ from common.server import Client, is_full
 HAND_BACK_IDLE_MS: Final = 1_000_000_000
 TRIM_SLICE: Final = 100
 """Smallest slice of a trim: entries of one node of a stream, which the server deletes whole."""
+CLOCK_TOLERANCE_MS: Final = 1000
+"""A smaller step back of the server's clock is let pass: it prolongs leases by no more."""
 WEIGHTS_REMEMBERED: Final = 1000
 """Manifests kept on the weights stream; only the last few are ever read."""
 
@@ -294,6 +296,19 @@ class Streams(Records):
                 entry.decode() for entry in self._call("spark_set_idle", [stream], [group, consumer, idle_ms, *chunk])
             }
         return kept
+
+    def mend_leases(self) -> int:
+        """Where the server's clock was set back: leases begin anew, and signs of life are asked for again.
+
+        To be called about every second, by one process. Returns how many leases there were; usually 0.
+        """
+        tasks = [self.keys.tasks("judge"), self.keys.tasks("policy")]
+        begun = int(self._call("spark_mend_leases", [self.keys.clock, *tasks], [ACTORS, CLOCK_TOLERANCE_MS]))
+        if begun < 0:
+            return 0
+        if members := [self.keys.heartbeat(member) for member in self.members()]:
+            self._retry(lambda: self.client.delete(*members))  # who lives says so again within seconds
+        return begun
 
     def adopt(self, stream: str, group: str, consumer: str) -> int:
         """Move what older consumers of the group hold to this one. Returns how many entries moved."""

@@ -199,6 +199,8 @@ class Intake:
         if self._clock() - self._adopted > ADOPT_S:
             self._adopted = self._clock()
             self._consumer.adopt()
+            if leases := self._streams.mend_leases():
+                log.warning("learner.server_clock_went_back", leases=leases)
         deliveries = self._consumer.claim(READ_COUNT, block_ms)
         for delivery in deliveries:
             self._arrive(delivery, self._kinds[delivery.stream])

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from common.codec import encode
+from common.errors import WeightsError
 from common.lineage import ONE_LINE, Lineage
 from common.messages import WeightManifest
 from common.streams import Streams
-from common.weights import WeightStore
+from common.weights import WeightStore, verified
 from learner.engine import Engine
 
 log = structlog.get_logger()
@@ -44,21 +45,24 @@ class Publisher:
         self._published: list[int] = []
         self._announced: WeightManifest | None = None
         self._tended = float("-inf")
+        self._failures = 0
+        """Of living actors, to load weights; when it was last looked at."""
 
     def publish(self, engine: Engine) -> None:
         """Make the engine's weights the newest. A full disk is logged; ``tend`` tries again."""
-        version = engine.policy_version
-        parent = self._published[-1] if self._published else -1
         self._tended = self._clock()
-        try:
-            manifest = self._store.publish(self._epoch, version, parent, engine.write_weights)
-        except OSError as error:
-            log.error("weights.failed", reason=str(error), policy_version=version)
-            self._forget_unused()
-            return
-        self._announce(manifest)
-        self._published.append(version)
+        if self._write(engine, self._published[-1] if self._published else -1):
+            self._published.append(engine.policy_version)
         self._forget_unused()
+
+    def _write(self, engine: Engine, parent: int) -> bool:
+        try:
+            manifest = self._store.publish(self._epoch, engine.policy_version, parent, engine.write_weights)
+        except OSError as error:
+            log.error("weights.failed", reason=str(error), policy_version=engine.policy_version)
+            return False
+        self._announce(manifest)
+        return True
 
     def tend(self, engine: Engine) -> None:
         """While the learner waits: publish what a full disk refused, announce again what the server has lost.
@@ -75,6 +79,19 @@ class Publisher:
             self._announce(self._announced)
         else:
             self._report(self._announced.version)
+            self._mend(engine, self._announced)
+
+    def _mend(self, engine: Engine, manifest: WeightManifest) -> None:
+        """Write the files again when actors cannot load them and they are altered indeed."""
+        failures = sum(int(beat.get("apply_failures", 0)) for beat in self._actors())
+        more, self._failures = failures > self._failures, failures
+        if not more:
+            return
+        try:
+            verified(manifest)
+        except WeightsError as error:
+            log.error("weights.damaged", reason=str(error))
+            self._write(engine, manifest.parent)
 
     def _announce(self, manifest: WeightManifest) -> None:
         self._streams.publish(manifest)  # last: its presence means that the files are complete
@@ -87,8 +104,11 @@ class Publisher:
     def _forget_unused(self) -> None:
         if len(self._published) <= self._kept:
             return
-        beats = [beat for beat in self._streams.members().values() if beat and beat.get("role") == "actor"]
-        used = [int(beat["policy_version"]) for beat in beats if int(beat.get("policy_version", -1)) >= 0]
+        used = [int(beat["policy_version"]) for beat in self._actors() if int(beat.get("policy_version", -1)) >= 0]
         oldest = max(min([self._published[-self._kept], *used]), self._published[-self._most :][0])
         self._published = [version for version in self._published if version >= oldest]
         self._store.remove_older_than(oldest, self._epoch)
+
+    def _actors(self) -> list[dict[str, Any]]:
+        """Last heartbeats of the living actors."""
+        return [beat for beat in self._streams.members().values() if beat and beat.get("role") == "actor"]

@@ -212,3 +212,22 @@ def test_an_idle_actor_finds_what_was_handed_back_long_before_a_quarter_of_the_l
     assert two.claim(1) == []  # not at every tick
     now[0] += 0.2
     assert [entry.uid for entry in two.claim(1)] == ["a"]
+
+
+# -- a server whose clock is set back -------------------------------------------------------------------------
+
+
+def test_when_the_servers_clock_goes_back_every_lease_begins_anew(run, actor) -> None:
+    run.issue("a", "b")
+    entries = actor("one").claim(2)
+    let_expire(run, "one", [entry.id for entry in entries])
+    run.streams.heartbeat("one", {"role": "actor"}, ttl_s=60.0)
+    assert run.streams.mend_leases() == 0
+    assert actor("two").claim(1) != []  # nothing was touched
+    seconds, _ = run.streams.client.time()
+    run.streams.client.set(run.streams.keys.clock, (seconds + 3600) * 1000)  # it was an hour later when last looked at
+    assert run.streams.mend_leases() == 2
+    assert actor("three").claim(2) == []
+    assert dict(run.pending(run.tasks, ACTORS).values()) == {"one": 1, "two": 2}
+    assert run.streams.members() == {"one": None}  # until it says that it lives
+    assert run.streams.mend_leases() == 0

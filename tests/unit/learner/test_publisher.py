@@ -135,6 +135,25 @@ def test_weights_that_the_server_lost_are_announced_again(tended) -> None:
     assert server.progress["policy_version"] == 0
 
 
+def test_damaged_weights_that_actors_cannot_load_are_written_again(tended, tmp_path) -> None:
+    server, publisher, clock = tended
+    publisher.publish(Engine())
+    [path] = verified(server.manifests[0])
+    server.beats["a"] = {"role": "actor", "policy_version": 0, "apply_failures": 1}
+    clock.now += TEND_S + 1
+    publisher.tend(Engine())
+    assert len(server.manifests) == 1  # nothing is wrong with them
+    path.write_bytes(b"torn")
+    clock.now += TEND_S + 1
+    publisher.tend(Engine())
+    assert len(server.manifests) == 1  # nobody complains
+    server.beats["a"]["apply_failures"] = 2
+    clock.now += TEND_S + 1
+    publisher.tend(Engine())
+    assert server.manifests[1] == server.manifests[0]
+    assert path.read_bytes() == b"0"
+
+
 def test_an_actor_that_never_updates_does_not_keep_every_version(tmp_path) -> None:
     beats = {"stuck": {"role": "actor", "policy_version": 0}}
     assert publish(tmp_path, range(40), beats)[1] == list(range(24, 40))
