@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check setup setup-test bench-coevolution bench-overlap docs clean
+.PHONY: demo test check chaos setup setup-test bench-coevolution bench-overlap docs clean
 
 demo: $(VENV)/.installed  ## train the arithmetic example on this machine, then print before and after
 	$(BIN)/spark up examples/arithmetic/run.toml
@@ -18,6 +18,9 @@ check: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/configuration.py --check
+
+chaos: $(VENV)/.installed  ## every row of the fault table, then 1,000 faults over 30,000 items; docs/reliability.md
+	PYTHONPATH=.:tests:tests/helpers $(BIN)/python -m chaos --seed 1 --items 30000 --faults 1000
 
 setup: $(VENV)/.installed  ## the base install: enough for the demo
 setup-test: $(VENV)/.installed-test
