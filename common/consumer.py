@@ -13,6 +13,9 @@ from common.streams import Delivery, Streams
 
 PAGE: Final = 100
 """Rows of the own pending list read at once."""
+OWN_LOOK_S: Final = 10.0
+"""How often the own pending entries are looked through without a reason. A server that lost its last second may have
+made entries pending again that were acknowledged, and the connection may have come back without an error."""
 IDLE_LOOK_S: Final = 0.5
 """How often a consumer with nothing to do looks for entries that were handed back."""
 
@@ -42,7 +45,7 @@ class Consumer:
         self._lease_s = lease_s
         self._clock = clock
         self._owed = self._all_owed()
-        self._looked_for_expired = self._renewed = clock()
+        self._looked_for_expired = self._renewed = self._looked_for_own = clock()
 
     def claim(self, count: int, block_ms: int | None = None) -> list[Delivery]:
         """Up to ``count`` entries: left behind, then expired at another consumer, then new ones, source by source.
@@ -61,6 +64,9 @@ class Consumer:
             raise
 
     def _claim(self, count: int, block_ms: int | None) -> list[Delivery]:
+        if self._clock() - self._looked_for_own > OWN_LOOK_S:
+            self._looked_for_own = self._clock()
+            self._owed = self._all_owed()
         claimed = (
             self._left_behind(count)
             or self._expired(count)

@@ -107,13 +107,14 @@ class Intake:
         quota: Quota,
         policy_version: int,
         relieve: Callable[[], object] = lambda: None,
-        tend: Callable[[], object] = lambda: None,
+        tend: Callable[[], bool] = lambda: True,
     ) -> list[RolloutGroup] | None:
         """The next batch, oldest groups first; [] when a judge batch has nothing; None when the run is over.
 
         ``relieve`` makes what has ended durable and acknowledges it. It is called when the server has no room for new
         prompts: acknowledged entries are what can be deleted, and no step may ever come without new prompts.
-        ``tend`` is called all the time: it keeps the newest weights announced, without which no group may ever come.
+        ``tend`` is called all the time: it keeps the newest weights announced, without which no group may ever come,
+        and says whether they are. While they are not, nothing is issued: it would be sampled by older ones.
         """
         self._policy_version = policy_version
         self._mark_events()
@@ -124,15 +125,16 @@ class Intake:
         full_since: float | None = None
         while not self.stopping():
             self._guard()
-            tend()
+            announced = tend()
             self._return_orphans()
             ledger = self._streams.ledger()
             self._forget_dead(ledger["dead:policy"])
-            issued = self._admission.admit(quota, ledger, policy_version)
+            issued = self._admission.admit(quota, ledger, policy_version) if announced else 0
             if self._admission.paused and self.endings and self._clock() - self._relieved > RELIEVE_S:
                 self._relieved = self._clock()
                 relieve()
             on_their_way = self._admission.in_flight("policy", ledger) + issued - len(self._ready["policy"])
+            on_their_way += not announced  # no batch is cut short for want of what will be issued then
             full = self._full(quota, on_their_way)
             full_since = (full_since or self._clock()) if full else None
             if full_since is not None and not self._worth_waiting(quota, self._clock() - full_since):
@@ -199,6 +201,7 @@ class Intake:
         if self._clock() - self._adopted > ADOPT_S:
             self._adopted = self._clock()
             self._consumer.adopt()
+            self._issuer.adopt()
             if leases := self._streams.mend_leases():
                 log.warning("learner.server_clock_went_back", leases=leases)
         deliveries = self._consumer.claim(READ_COUNT, block_ms)

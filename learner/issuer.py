@@ -71,6 +71,10 @@ class Issuer:
         self.outstanding.pop(uid, None)
         self.inherited.discard(uid)
 
+    def adopt(self) -> None:
+        """Take over what older epochs have read and not issued again, or still claim before they notice."""
+        self._returned.adopt()
+
     def take_back(self) -> None:
         """Collect what was returned. A task that comes twice is the same one: the server lost where it was."""
         for delivery in self._returned.claim(READ_COUNT):

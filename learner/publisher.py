@@ -64,15 +64,15 @@ class Publisher:
         self._announce(manifest)
         return True
 
-    def tend(self, engine: Engine) -> None:
+    def tend(self, engine: Engine) -> bool:
         """While the learner waits: publish what a full disk refused, announce again what the server has lost.
 
-        Without the newest weights actors may come to a stand, and no step would ever come that publishes others.
+        Returns whether the engine's weights are announced. Without the newest weights actors may come to a stand, and no step would ever come that publishes others.
         """
         if self._clock() - self._tended < TEND_S:
-            return
+            return self._is_announced(engine)
         self._tended = self._clock()
-        if self._announced is None or self._announced.version != engine.policy_version:
+        if self._announced is None or not self._is_announced(engine):
             self.publish(engine)
         elif encode(self._announced) not in self._streams.newest_weights():
             log.warning("weights.announced_again", policy_version=self._announced.version)
@@ -80,6 +80,10 @@ class Publisher:
         else:
             self._report(self._announced.version)
             self._mend(engine, self._announced)
+        return self._is_announced(engine)
+
+    def _is_announced(self, engine: Engine) -> bool:
+        return self._announced is not None and self._announced.version == engine.policy_version
 
     def _mend(self, engine: Engine, manifest: WeightManifest) -> None:
         """Write the files again when actors cannot load them and they are altered indeed."""

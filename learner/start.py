@@ -124,8 +124,8 @@ def assemble(
     """The parts of a learner that has taken over. ``watchers``: who is told how the intake waits."""
     keys, fence, saved = streams.keys, taken.fence, taken.saved
     name = f"learner-e{fence.epoch:06d}"
-    consumer = Consumer(streams, LEARNER, name, [keys.rollouts("judge"), keys.rollouts("policy")])
-    returned = Consumer(streams, LEARNER, name, [keys.returned])
+    consumer = Consumer(streams, LEARNER, name, [keys.rollouts("judge"), keys.rollouts("policy")], clock=clock)
+    returned = Consumer(streams, LEARNER, name, [keys.returned], clock=clock)
     inherited = in_flight(streams) if settings.staleness.max_staleness == 0 else set()
     if moved := consumer.adopt() + returned.adopt():
         log.info("learner.adopted", entries=moved)

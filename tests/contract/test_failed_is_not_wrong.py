@@ -171,7 +171,7 @@ def test_what_could_not_be_verified_is_in_no_sample_no_contrast_and_no_judge_tas
         uids.update(uid_by_question(streams))
         actor.tick()
 
-    groups = learner.intake.take(Quota(policy=4, judge=0), 0, tend=work)
+    groups = learner.intake.take(Quota(policy=4, judge=0), 0, tend=lambda: work() is None)
     assert [group.uid for group in groups] == [uids["contrast"]]
     samples = [sample for group in groups for sample in to_samples(group, 0, "group_norm", 0.0)]
     assert [(int(sample.token_ids[0]), sample.advantage) for sample in samples] == [(0, 1.0), (1, -1.0)]
