@@ -143,6 +143,8 @@ class Task:
     dataset_epoch: int = 0
     position: int = -1
     """Place in the order of issue; -1 for judge tasks."""
+    attempt: int = 0
+    """How often the prompt was issued again, because what was sampled for it belongs to lost weights."""
     sources: tuple[SourceRef, ...] = ()
     positive: bool | None = None
     """Class of a judge task: is the judged answer right (pointwise, reflect), is A right (pairwise)."""

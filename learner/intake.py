@@ -315,6 +315,8 @@ class Intake:
     def _full(self, quota: Quota, on_their_way: int) -> bool:
         """The policy part of the batch is complete: as wanted, or as large as it can get (a judge batch has none)."""
         self._expire()
+        if quota.policy and self._issuer.inherited:
+            return False  # synchronous training goes on where it was: what belongs to this batch may still be coming
         ready, account, learner = len(self._ready["policy"]), self._accounts["policy"], self._settings.learner
         if ready >= quota.policy:
             return True

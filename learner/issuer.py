@@ -11,7 +11,7 @@ import structlog
 from common.codec import decode
 from common.consumer import Consumer
 from common.errors import Fenced, InvalidMessage
-from common.keys import LEARNER
+from common.keys import ACTORS, LEARNER
 from common.messages import ChatMessage, Sampling, Task, TextPart, uid_of
 from common.settings import Settings
 from common.streams import Delivery, Product, Streams
@@ -74,6 +74,8 @@ class Issuer:
     def adopt(self) -> None:
         """Take over what older epochs have read and not issued again, or still claim before they notice."""
         self._returned.adopt()
+        if self.inherited:
+            self.inherited &= in_flight(self._streams)  # a server that loses its tail may forget some for good
 
     def take_back(self) -> None:
         """Collect what was returned. A task that comes twice is the same one: the server lost where it was."""
@@ -99,7 +101,8 @@ class Issuer:
         tasks = self._streams.keys.tasks("policy")
         due = sorted(self._parked.values(), key=lambda parked: parked[1].position)[: max(0, room)]
         for delivery, task in due:
-            product = Product.of(task.uid, replace(task, issued_version=policy_version))
+            again = replace(task, issued_version=policy_version, attempt=task.attempt + 1)
+            product = Product.of(task.uid, again)
             self._streams.transfer(delivery.stream, LEARNER, tasks, [(delivery.id, [product])])
             self._returned.done(delivery)
             del self._parked[task.uid]
@@ -144,6 +147,13 @@ def task_at(
     uid = uid_of(run.name, prompt.index, "solve", template, epoch)
     task = solve_task(prompt, templates, uid, drawn)
     return replace(task, dataset_epoch=epoch, position=position, issued_version=policy_version)
+
+
+def in_flight(streams: Streams) -> set[str]:
+    """Uids of the policy tasks in flight. Entries move on while this reads, but only to streams that it reads later."""
+    keys = streams.keys
+    places = ((keys.tasks("policy"), ACTORS), (keys.rollouts("policy"), LEARNER), (keys.returned, LEARNER))
+    return {uid for stream, group in places for uid in streams.unacked(stream, group)}
 
 
 def solve_task(prompt: Prompt, templates: TemplateSet, uid: str, sampling: Sampling) -> Task:

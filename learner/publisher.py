@@ -67,7 +67,8 @@ class Publisher:
     def tend(self, engine: Engine) -> bool:
         """While the learner waits: publish what a full disk refused, announce again what the server has lost.
 
-        Returns whether the engine's weights are announced. Without the newest weights actors may come to a stand, and no step would ever come that publishes others.
+        Returns whether the engine's weights are announced. Without them actors may come to a stand, and no step would
+        ever come that publishes others.
         """
         if self._clock() - self._tended < TEND_S:
             return self._is_announced(engine)

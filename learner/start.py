@@ -12,7 +12,7 @@ import structlog
 
 from common.consumer import Consumer
 from common.errors import Fenced, SettingsError
-from common.keys import ACTORS, LEARNER
+from common.keys import LEARNER
 from common.lineage import Lineage
 from common.settings import Settings
 from common.streams import Streams, position
@@ -24,7 +24,7 @@ from learner.engine import Engine
 from learner.event_log import EventLog
 from learner.fence import Fence, wiped
 from learner.intake import Intake
-from learner.issuer import Issuer
+from learner.issuer import Issuer, in_flight
 from learner.prompts import PromptSource
 from learner.publisher import Publisher
 from learner.rebuild import rebuild
@@ -178,13 +178,6 @@ def load(engine: Engine, taken: Takeover) -> None:
     except OSError:
         taken.fence.check()
         raise
-
-
-def in_flight(streams: Streams) -> set[str]:
-    """Uids of the policy tasks in flight. Entries move on while this reads, but only to streams that it reads later."""
-    keys = streams.keys
-    places = ((keys.tasks("policy"), ACTORS), (keys.rollouts("policy"), LEARNER), (keys.returned, LEARNER))
-    return {uid for stream, group in places for uid in streams.unacked(stream, group)}
 
 
 def _settle(streams: Streams, fence: Fence, saved: Checkpoint) -> None:

@@ -187,8 +187,8 @@ class TaskBuilder:
     ) -> Task:
         origin = sources[0].group.task
         ref = self.templates.ref(template)
-        # The epoch: a prompt that a resumed learner has sampled again is judged anew, under another uid.
-        shown = (f"{s.group.uid}:{s.group.weights_epoch}:{s.sample}" for s in sources)
+        # The attempt: a prompt that was sampled again is judged anew, under another uid.
+        shown = (f"{s.group.uid}:{s.group.task.attempt}:{s.sample}" for s in sources)
         uid = uid_of(self.run, "recycle", objective, *shown, ref, *(choices or ()), self.seed)
         args: dict[str, JsonValue] = dict(origin.verifier_args) if choices is None else {"choices": [*choices]}
         return Task(

@@ -21,10 +21,10 @@ from learner import event_log
 from learner.checkpoint import CheckpointStore, State
 from learner.event_log import EventLog
 from learner.fence import Fence
-from learner.issuer import Issuer
+from learner.issuer import Issuer, in_flight
 from learner.prompts.records import Prompt
 from learner.prompts.source import PromptSource
-from learner.start import Takeover, in_flight, load, take_over
+from learner.start import Takeover, load, take_over
 from learner.uid_ledger import UidLedger
 
 TEMPLATES = load_templates("default")
