@@ -14,8 +14,8 @@ from common.streams import Delivery, Streams
 PAGE: Final = 100
 """Rows of the own pending list read at once."""
 OWN_LOOK_S: Final = 10.0
-"""How often the own pending entries are looked through without a reason. A server that lost its last second may have
-made entries pending again that were acknowledged, and the connection may have come back without an error."""
+"""How often a consumer without leases looks through its own pending entries without a reason. A server that lost its
+last second may have made acknowledged ones pending again, and the connection may have come back without an error."""
 IDLE_LOOK_S: Final = 0.5
 """How often a consumer with nothing to do looks for entries that were handed back."""
 
@@ -64,7 +64,7 @@ class Consumer:
             raise
 
     def _claim(self, count: int, block_ms: int | None) -> list[Delivery]:
-        if self._clock() - self._looked_for_own > OWN_LOOK_S:
+        if self._lease_s is None and self._clock() - self._looked_for_own > OWN_LOOK_S:  # leases run out by themselves
             self._looked_for_own = self._clock()
             self._owed = self._all_owed()
         claimed = (

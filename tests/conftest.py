@@ -1,9 +1,12 @@
-"""A real server for every test that asks for one: started once a session, emptied for each test."""
+"""A server for every test that asks for one: a real one, started once a session and emptied for each test, or one in
+memory. A directory's conftest says with ``backend`` which of its tests run on both."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import settings
@@ -11,8 +14,11 @@ from hypothesis import settings
 from cli.embedded import EmbeddedServer
 from common.server import Client, connect, load_functions
 from common.streams import Streams
+from simulation.memory_client import connect_memory
+from simulation.memory_server import MemoryServer
 
 IN_MEMORY = {"appendonly": "no", "save": ""}
+Backend = Literal["memory", "redis"]
 
 settings.register_profile("shared-machine", deadline=None)  # another process may hold the core for a while
 settings.load_profile("shared-machine")
@@ -25,10 +31,24 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def client(server_url: str) -> Iterator[Client]:
+def backend() -> Backend:
+    """Overridden by parametrization."""
+    return "redis"
+
+
+@pytest.fixture
+def memory_server() -> MemoryServer:
+    return MemoryServer(time.time)
+
+
+@pytest.fixture
+def client(request: pytest.FixtureRequest, backend: Backend, memory_server: MemoryServer) -> Iterator[Client]:
     """A client of the emptied server, with the stream functions installed."""
-    client = connect(server_url)
-    client.flushall()
+    if backend == "memory":
+        client = connect_memory(memory_server)
+    else:
+        client = connect(request.getfixturevalue("server_url"))  # only now, since it starts the real server
+        client.flushall()
     load_functions(client)
     yield client
     client.close()

@@ -1,4 +1,8 @@
-"""What the contract tests share: tasks, a run that was started, and a proxy that loses replies."""
+"""What the contract tests share: tasks, a run that was started, and a proxy that loses replies.
+
+The tests of streams and loops run on the real server and on the simulation's server in memory, with the same
+assertions: what the simulation finds would happen, and what would happen it can find.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import redis
 
 from common.messages import ChatMessage, Sampling, Task
 from common.server import Client, connect
 from common.streams import Streams
+from simulation.memory_client import Intercept, Words, connect_memory
+from simulation.memory_server import MemoryServer
 
 TOKEN = "1:test"
+ON_BOTH_SERVERS = ("test_streams_", "test_loop_")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames and metafunc.module.__name__.split(".")[-1].startswith(ON_BOTH_SERVERS):
+        metafunc.parametrize("backend", ["memory", "redis"])
 
 
 def make_task(uid: str) -> Task:
@@ -106,6 +119,9 @@ class LossyProxy:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.listener.getsockname()[1]}"
 
+    def connect(self) -> Client:
+        return connect(self.url)
+
     def lose(self, marker: str, losses: int = 1) -> None:
         """Lose the next ``losses`` replies to requests that contain ``marker``."""
         self._marker, self._losses = marker.encode(), losses
@@ -137,9 +153,36 @@ class LossyProxy:
                         accepted.sendall(data)
 
 
+@dataclass
+class LossyMemory(Intercept):
+    """The same for the server in memory, without a socket."""
+
+    server: MemoryServer
+    lost: int = 0
+    _marker: bytes = b""
+    _losses: int = 0
+
+    def connect(self) -> Client:
+        return connect_memory(self.server, self)
+
+    def lose(self, marker: str, losses: int = 1) -> None:
+        self._marker, self._losses = marker.encode(), losses
+
+    def after(self, command: Words) -> None:
+        if self._losses > 0 and self._marker in b" ".join(command):
+            self._losses -= 1
+            self.lost += 1
+            raise redis.ConnectionError("the reply was lost")
+
+
 @pytest.fixture
-def proxy(server_url: str) -> Iterator[LossyProxy]:
-    proxy = LossyProxy(str(Path(server_url.removeprefix("unix://"))))
+def proxy(
+    request: pytest.FixtureRequest, backend: str, memory_server: MemoryServer
+) -> Iterator[LossyProxy | LossyMemory]:
+    if backend == "memory":
+        yield LossyMemory(memory_server)
+        return
+    proxy = LossyProxy(str(Path(request.getfixturevalue("server_url").removeprefix("unix://"))))
     server = threading.Thread(target=proxy.serve, daemon=True)
     server.start()
     yield proxy
@@ -149,6 +192,7 @@ def proxy(server_url: str) -> Iterator[LossyProxy]:
 
 
 @pytest.fixture
-def lossy(run: Run, proxy: LossyProxy, clients: Callable[[str], Client]) -> Streams:
+def lossy(run: Run, proxy: LossyProxy | LossyMemory) -> Iterator[Streams]:
     """The run's streams as seen through the proxy; retries come at once."""
-    return Streams(clients(proxy.url), run.streams.keys.run, sleep=lambda _: None)
+    with contextlib.closing(proxy.connect()) as client:
+        yield Streams(client, run.streams.keys.run, sleep=lambda _: None)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import redis
 
 from cli.embedded import EmbeddedServer
 from common.consumer import Consumer
@@ -16,6 +18,8 @@ from common.keys import ACTORS, LEARNER, RECYCLER
 from common.messages import WeightManifest
 from common.server import Client, load_functions
 from common.streams import Ending, Product, Streams
+from simulation.memory_client import connect_memory
+from simulation.memory_server import MemoryServer
 
 
 @contextlib.contextmanager
@@ -117,56 +121,84 @@ def test_a_group_that_is_missing_cannot_be_made_on_a_full_server_but_is_waited_f
     assert len(waits) == 3  # longer than give_up_s: a full server does answer
 
 
+@dataclass
+class FullDisk:
+    """A server that has a run and cannot write to its disk, and so refuses every write."""
+
+    client: Client
+    heal: Callable[[], None]
+
+
+def prepare(client: Client) -> Streams:
+    load_functions(client)
+    streams = Streams(client, "test")
+    streams.create_groups()
+    assert streams.take_fence(1, "1:a")
+    client.xadd(streams.keys.tasks("policy"), {"uid": "a", "m": b""})
+    return streams
+
+
 @pytest.fixture
-def disk_full(
+def disk_full(backend: str, memory_server: MemoryServer, request: pytest.FixtureRequest) -> Iterator[FullDisk]:
+    if backend == "redis":
+        yield request.getfixturevalue("real_disk_full")
+        return
+    client = connect_memory(memory_server)
+    prepare(client)
+    memory_server.full = "disk"
+    yield FullDisk(client, lambda: setattr(memory_server, "full", None))
+
+
+@pytest.fixture
+def real_disk_full(
     tmp_path: Path, clients: Callable[[str], Client], wait_until: Callable[[Callable[[], bool]], None]
-) -> Iterator[Client]:
-    """A server that cannot write to its disk (its directory is gone) and therefore refuses every write."""
+) -> Iterator[FullDisk]:
+    """Its directory is gone."""
     folder = tmp_path / "disk"
     options = {"appendonly": "no", "save": "3600 1"}
     with EmbeddedServer(folder, options=options, log_file=tmp_path / "server.log") as server:
         client = clients(server.url)
-        load_functions(client)
-        streams = Streams(client, "test")
-        streams.create_groups()
-        assert streams.take_fence(1, "1:a")
-        client.xadd(streams.keys.tasks("policy"), {"uid": "a", "m": b""})
+        prepare(client)
         shutil.rmtree(folder)
         client.bgsave()
         wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
-        yield client
+        yield FullDisk(client, lambda: client.config_set("stop-writes-on-bgsave-error", "no"))
         client.config_set("save", "")
 
 
-def heal(client: Client) -> None:
-    client.config_set("stop-writes-on-bgsave-error", "no")
-
-
-def test_out_of_disk_refuses_producers(disk_full: Client, make_task) -> None:
+def test_out_of_disk_refuses_producers(disk_full: FullDisk, make_task) -> None:
     with pytest.raises(ServerFull, match="MISCONF"):
-        Streams(disk_full, "test").issue("1:a", 0, [make_task("a")])
+        Streams(disk_full.client, "test").issue("1:a", 0, [make_task("a")])
 
 
-def test_out_of_disk_is_waited_for_by_everybody_else(disk_full: Client) -> None:
+def test_out_of_disk_even_a_ping_is_refused(disk_full: FullDisk) -> None:
+    """A probe that pings would restart a server that heals by itself."""
+    with pytest.raises(redis.ResponseError, match="MISCONF"):
+        disk_full.client.ping()
+    disk_full.heal()
+    assert disk_full.client.ping()
+
+
+def test_out_of_disk_is_waited_for_by_everybody_else(disk_full: FullDisk) -> None:
     waits: list[float] = []
 
     def wait(delay_s: float) -> None:
         waits.append(delay_s)
         if len(waits) == 3:
-            heal(disk_full)
+            disk_full.heal()
 
-    streams = Streams(disk_full, "test", give_up_s=0.0, sleep=wait)
+    streams = Streams(disk_full.client, "test", give_up_s=0.0, sleep=wait)
     end = Ending(stream=streams.keys.rollouts("policy"), id="1-1", uid="a", outcome="trained", kind="policy")
     assert streams.settle("1:a", LEARNER, 1, [end]) == 0
     assert len(waits) == 3
 
 
-def test_out_of_disk_makes_a_consumer_pause_not_die(disk_full: Client) -> None:
+def test_out_of_disk_makes_a_consumer_pause_not_die(disk_full: FullDisk) -> None:
     waits: list[float] = []
-    streams = Streams(disk_full, "test", sleep=waits.append)
+    streams = Streams(disk_full.client, "test", sleep=waits.append)
     consumer = Consumer(streams, ACTORS, "c", [streams.keys.tasks("policy")])
     assert consumer.claim(1) == []
     assert len(waits) == 1
     assert 1.0 <= waits[0] <= 2.0
-    heal(disk_full)
+    disk_full.heal()
     assert [entry.uid for entry in consumer.claim(1)] == ["a"]
