@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check chaos setup setup-test bench-coevolution bench-overlap docs clean
+.PHONY: demo test check chaos simulation setup setup-test bench-coevolution bench-overlap docs clean
 
 demo: $(VENV)/.installed  ## train the arithmetic example on this machine, then print before and after
 	$(BIN)/spark up examples/arithmetic/run.toml
@@ -43,3 +43,7 @@ docs: $(VENV)/.installed-test  ## regenerate docs/configuration.md
 
 clean:
 	rm -rf $(VENV)
+
+simulation: export PYTHONPATH := .:tests:tests/helpers
+simulation: $(VENV)/.installed-test  ## whole runs under faults in virtual time; ends with a table and the seeds that failed
+	$(BIN)/python -m simulation --schedules 100000 --processes 2

@@ -31,6 +31,7 @@ log = structlog.get_logger()
 IDLE_BLOCK_MS = 100
 FULL_PAUSE_S = 1.0
 VERDICT_POLL_S = 0.002
+PAUSE_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,8 @@ class Actor:
         idle = not self._engine.groups_in_flight and not self._verdicts_due
         started = self._clock()
         if started < self._paused_until:
+            if idle:
+                self._sleep(PAUSE_POLL_S)
             return []
         deliveries = self._consumer.claim(self._room(), IDLE_BLOCK_MS if idle else None)
         if idle:

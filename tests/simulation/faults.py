@@ -51,7 +51,7 @@ def stop(wire: Wire, draw: random.Random) -> float:
 
 def pause(wire: Wire, draw: random.Random) -> float:
     """SIGSTOP for longer than a lease, and SIGCONT. For a learner a successor may be started meanwhile."""
-    seconds = draw.uniform(0.5, 4.0) * wire.world.settings.redis.lease_s
+    seconds = draw.uniform(0.5, 2.5) * wire.world.settings.redis.lease_s
     _replaced(wire, draw, seconds)
     wire.process.rest(seconds)
     return 0.0
@@ -79,7 +79,7 @@ def delay_reply(wire: Wire, draw: random.Random) -> float:
 
 def cut(wire: Wire, draw: random.Random) -> float:
     """No way to the server for a while. For a learner a successor may be started meanwhile."""
-    seconds = draw.uniform(0.2, 10.0)
+    seconds = draw.uniform(0.2, 6.0)
     wire.cut_until = wire.world.scheduler.now + seconds
     _replaced(wire, draw, seconds)
     return seconds
@@ -96,15 +96,17 @@ def restart_server(wire: Wire, draw: random.Random) -> float:
 
 
 def power_cut(wire: Wire, draw: random.Random) -> float:
-    """What was not synced is lost."""
-    return _down(wire.world, draw, wire.world.server.power_cut)
+    """What was not synced is lost. Not after the clock went back: see ``step_clock``."""
+    world = wire.world
+    world.lost_power = not world.clock_went_back
+    return _down(world, draw, world.server.power_cut if world.lost_power else world.server.restart)
 
 
 def _down(world: World, draw: random.Random, restart: Callable[[], None]) -> float:
     world.restart_server(restart)
     if draw.random() < 0.4:
         return 0.0
-    seconds = draw.choice((0.3, 2.0, 20.0)) * draw.random()
+    seconds = draw.choice((0.3, 2.0, 12.0)) * draw.random()
     world.server.down = True
     world.scheduler.after(seconds, world.restart_server, world.server.restart)
     return seconds
@@ -171,9 +173,15 @@ def deliver_twice(wire: Wire, draw: random.Random) -> float:
 
 
 def step_clock(wire: Wire, draw: random.Random) -> float:
-    """The server's. Some time later it is set right, or not."""
-    world, step_s = wire.world, draw.choice((-3600.0, 3600.0))
-    world.clock_offset_s += step_s
+    """The server's, an hour on or back.
+
+    Not back in a run that also loses power: such a server gives out the ids of lost entries again, to others, and an
+    acknowledgement of the lost one hits the new one. That is promised nowhere.
+    """
+    world = wire.world
+    back = draw.random() < 0.5 and not world.lost_power
+    world.clock_went_back |= back
+    world.clock_offset_s += -3600.0 if back else 3600.0
     return 0.0
 
 

@@ -51,7 +51,7 @@ def _kept(stream: Stream, name: bytes, owners: dict[int, bytes]) -> Iterator[str
     for entry_id, owner in owners.items():
         if entry_id in group.pending and group.pending[entry_id].consumer != owner:
             thief = group.pending[entry_id].consumer.decode()
-            yield f"{thief} took {id_text(entry_id).decode()} from {owner.decode()} by renewing a lease that it had lost"
+            yield f"{thief} took {id_text(entry_id).decode()} from {owner.decode()} by renewing a lost lease"
 
 
 _WATCHED: Final[dict[bytes, Callable[[Stream, Words], After | None]]] = {

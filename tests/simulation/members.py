@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from actors.actor import Actor
 from actors.verifiers.pool import InlineVerifier
@@ -19,6 +19,9 @@ from recycler.reservoir import Reservoir
 from simulation.scenario import prompts, templates
 from simulation.toys import ToyEngine, ToyTrainer
 from simulation.wire import Wire
+
+ROUND_S: Final = 0.001
+"""What a round of an actor or recycler takes besides its commands, which may be none."""
 
 
 def actor(wire: Wire) -> str:
@@ -39,6 +42,7 @@ def actor(wire: Wire) -> str:
     )
     while not wire.stopping:
         found.tick()
+        wire.process.rest(ROUND_S)
     found.stop()
     return "stopped"
 
@@ -59,6 +63,7 @@ def recycler(wire: Wire) -> str:
     )
     while not wire.stopping:
         loop.tick()
+        wire.process.rest(ROUND_S)
     loop.stop()
     return "stopped"
 

@@ -124,7 +124,22 @@ class MemoryPool(ConnectionPool):
         self._available_connections.append(connection)
 
 
-def connect_memory(server: MemoryServer, intercept: Intercept | None = None) -> redis.Redis:
+class LeanClient(redis.Redis):
+    """Without what the real client does around a command: metrics, retries (there are none), import of hashes."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        pool = self.connection_pool
+        connection = pool.get_connection()
+        try:
+            connection.send_command(*args)
+            return self.parse_response(connection, args[0], **options)
+        finally:
+            pool.release(connection)
+
+
+def connect_memory(
+    server: MemoryServer, intercept: Intercept | None = None, client: type[redis.Redis] = redis.Redis
+) -> redis.Redis:
     """A client as ``common.server.connect`` makes it."""
     pool = MemoryPool(
         connection_class=MemoryConnection,
@@ -133,12 +148,12 @@ def connect_memory(server: MemoryServer, intercept: Intercept | None = None) -> 
         path="memory",
         protocol=2,
     )
-    return redis.Redis(connection_pool=pool)
+    return client(connection_pool=pool)
 
 
 def words_of(args: tuple[Any, ...]) -> Words:
     """As on the wire; redis-py writes a subcommand into one word with its command."""
-    words = [word if type(word) is bytes else _encode(word) for word in args]
+    words = [word if type(word) is bytes else word.encode() if type(word) is str else _encode(word) for word in args]
     if b" " in words[0]:
         words[:1] = words[0].split()
     return words

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
+import redis
+
 import common.server
-from common.keys import LEARNER
+from common.keys import ACTORS, LEARNER
 from common.messages import Kind, Outcome
 from common.streams import Delivery, Product, Streams
 from learner.commit import Committer
@@ -100,20 +102,22 @@ def id_only_ledger() -> Iterator[None]:
 
 @contextmanager
 def groups_from_now() -> Iterator[None]:
-    """A group sees what is added after it was created, not what was there."""
+    """A group sees what is added after it was created, not what was there: here when its first reader asks for it."""
+    create = Streams._create_group
 
-    def create(self: Any, stream: str, group: str) -> None:
-        self.client.xgroup_create(stream, group, id="$", mkstream=True)
+    def on_demand(self: Any, stream: str, group: str) -> None:
+        if group == ACTORS and not self.client.exists(stream):
+            return
+        create(self, stream, group)
 
-    create_group = Streams._create_group
+    def from_now(self: Any, name: str, groupname: str, id: str = "$", mkstream: bool = False) -> Any:
+        return create_from(self, name, groupname, id="$", mkstream=mkstream)
 
-    def first_without(self: Any, stream: str, group: str) -> None:
-        if not self._has_group(stream, group):
-            create(self, stream, group)
-        else:
-            create_group(self, stream, group)
-
-    with mock.patch.object(Streams, "_create_group", first_without):
+    create_from = redis.Redis.xgroup_create
+    with (
+        mock.patch.object(Streams, "_create_group", on_demand),
+        mock.patch.object(redis.Redis, "xgroup_create", from_now),
+    ):
         yield
 
 
@@ -124,7 +128,7 @@ def no_fence() -> Iterator[None]:
         ("if redis.call('GET', keys[1]) ~= args[1] then return -1 end", ""),
         ("if redis.call('GET', keys[1]) ~= args[1] then return {0, cursor} end", ""),
     ]
-    with mock.patch.object(Fence, "check", lambda self: None), _lua(unfenced):
+    with mock.patch.object(Fence, "check"), _lua(unfenced):
         yield
 
 
@@ -147,7 +151,12 @@ BUGS: Final[dict[str, Callable[[], AbstractContextManager[None]]]] = {
     "id-only-ledger": id_only_ledger,
     "renew-without-owner-check": lambda: _lua([("return #pending == 1 and pending[1][2] == consumer", "return true")]),
     "trim-ignores-recycler": lambda: _lua(
-        [("local groups = groups_of(keys[1])\n  if #groups <", "local groups = {groups_of(keys[1])[1]}\n  if 1 + #groups <")]
+        [
+            (
+                "local groups = groups_of(keys[1])\n  if #groups <",
+                "local groups = {groups_of(keys[1])[1]}\n  if 1 + #groups <",
+            )
+        ]
     ),
     "groups-from-now": groups_from_now,
     "no-fence": no_fence,

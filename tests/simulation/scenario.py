@@ -48,14 +48,14 @@ class Scenario:
         alternate = eta == 0 and judge and draw.random() < 0.5
         return cls(
             actors=draw.choice((1, 1, 2, 2, 2, 3)),
-            steps=4 if alternate else draw.choice((3, 3, 4, 5)),
+            steps=4 if alternate else draw.choice((3, 3, 4)),
             groups=draw.choice((2, 2, 2, 3)),
             eta=eta,
             judge_share=0.5 if judge else 0.0,
             mixing="alternate" if alternate else "joint",
             checkpoint_every=draw.choice((1, 2, 3)),
             groups_in_flight=draw.choice((1, 2, 3)),
-            slow=draw.random() < 0.2,
+            slow=draw.random() < 0.1,
         )
 
 
@@ -64,7 +64,7 @@ def settings_of(scenario: Scenario, folder: Path, *, rebuild: bool = False) -> S
     return Settings.model_validate(
         {
             "run": {"name": RUN, "dir": folder, "no_progress_s": 1e9},
-            "redis": {"lease_s": 4.0, "give_up_s": 15.0, "rebuild": rebuild, "max_deliveries": scenario.max_deliveries},
+            "redis": {"lease_s": 3.0, "give_up_s": 8.0, "rebuild": rebuild, "max_deliveries": scenario.max_deliveries},
             "sampling": {"group_size": 2, "max_new_tokens": 4},
             "staleness": {"max_staleness": scenario.eta},
             "actor": {"count": scenario.actors, "groups_in_flight": scenario.groups_in_flight},

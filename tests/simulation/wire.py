@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import redis
 
 from simulation.invariants import After, watch
-from simulation.memory_client import Intercept, Words, connect_memory
+from simulation.memory_client import Intercept, LeanClient, Words, connect_memory
 from simulation.scheduler import Process
 from simulation.toys import DECODE
 
@@ -55,7 +55,7 @@ class Wire(Intercept):
         self.delay_s = 0.0
         """Of the next reply."""
         self.cut_until = float("-inf")
-        self.client = connect_memory(world.server, self)
+        self.client = connect_memory(world.server, self, LeanClient)
         self._broken: After | None = None
 
     def point(self, what: str) -> None:

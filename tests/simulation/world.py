@@ -14,7 +14,7 @@ from common.messages import RolloutGroup
 from common.settings import Settings
 from common.streams import Streams
 from learner.checkpoint import CheckpointStore
-from simulation.memory_client import connect_memory
+from simulation.memory_client import LeanClient, connect_memory
 from simulation.memory_server import MemoryServer
 from simulation.scenario import RUN, Scenario, settings_of
 from simulation.scheduler import Process, Scheduler
@@ -56,6 +56,7 @@ class World:
         self.family = Family()
         self.healthy_from = 0.0
         """When the last fault so far ends."""
+        self.lost_power = self.clock_went_back = False
         self.disk_full_until = float("-inf")
         self.violations: list[str] = []
         self.outcomes: Counter[str] = Counter()
@@ -68,6 +69,7 @@ class World:
         self.commands = 0
         self._folder = folder
         self._bodies = bodies
+        self._observer: Streams | None = None
         self._started: Counter[str] = Counter()
 
     @property
@@ -158,7 +160,11 @@ class World:
 
     def observer(self) -> Streams:
         """The streams as an auditor reads them, with nothing in between."""
-        return Streams(connect_memory(self.server), RUN, recycles=self.scenario.recycles)
+        if self._observer is None:
+            self._observer = Streams(
+                connect_memory(self.server, client=LeanClient), RUN, recycles=self.scenario.recycles
+            )
+        return self._observer
 
     def checkpoints(self) -> CheckpointStore:
         return CheckpointStore(self.settings.run.directory / "checkpoints", self.settings.learner.checkpoints_kept)
