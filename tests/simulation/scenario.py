@@ -47,9 +47,9 @@ class Scenario:
         judge = draw.random() < (0.3 if eta == 0 else 0.6)
         alternate = eta == 0 and judge and draw.random() < 0.5
         return cls(
-            actors=draw.choice((1, 1, 2, 2, 2, 3)),
-            steps=4 if alternate else draw.choice((3, 3, 4)),
-            groups=draw.choice((2, 2, 2, 3)),
+            actors=draw.choice((1, 1, 2, 2)),
+            steps=4 if alternate else draw.choice((2, 2, 3)),
+            groups=draw.choice((1, 1, 2, 2)),
             eta=eta,
             judge_share=0.5 if judge else 0.0,
             mixing="alternate" if alternate else "joint",
