@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import redis
 
 from common.consumer import Consumer
 from common.errors import Fenced, ServerError
@@ -86,3 +87,19 @@ def test_a_server_without_the_functions_is_one_sentence(run) -> None:
         run.issue("a")
     load_functions(run.streams.client)
     run.issue("a")
+
+
+def test_a_stream_that_is_flushed_while_its_groups_are_made_is_made_again(client: Client, monkeypatch) -> None:
+    """A full server refuses to say that the group exists; and then, when asked for it, the stream is gone."""
+    streams, refused = Streams(client, "test", sleep=lambda _: None), []
+    create = client.xgroup_create
+
+    def full_at_first(*args: object, **options: object) -> object:
+        if not refused:
+            refused.append(args)
+            raise redis.OutOfMemoryError("OOM command not allowed when used memory > 'maxmemory'")
+        return create(*args, **options)
+
+    monkeypatch.setattr(client, "xgroup_create", full_at_first)
+    streams.create_groups()
+    assert all(client.xinfo_groups(stream) for stream in streams.keys.groups())
