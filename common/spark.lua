@@ -60,10 +60,12 @@ local function take_fence(keys, args)
   return 1
 end
 
--- keys: generation    args: name    The name of this data set: the first one given, until the data are lost.
+-- keys: fence, generation    args: token, name
+-- The name of this data set: the first one given, until the data are lost. Nil when the fence is not held.
 local function begin(keys, args)
-  redis.call('SETNX', keys[1], args[1])
-  return redis.call('GET', keys[1])
+  if redis.call('GET', keys[1]) ~= args[1] then return false end
+  redis.call('SETNX', keys[2], args[2])
+  return redis.call('GET', keys[2])
 end
 
 -- keys: fence, cursor, ledger, events, others*    args: token, next cursor, (field of the ledger, count)*

@@ -136,9 +136,12 @@ class Streams(Records):
         value: Any = self._retry(lambda: self.client.get(self.keys.generation))
         return None if value is None else bytes(value).decode()
 
-    def begin(self, name: str) -> str:
-        """Name the data set unless it has a name; returns the one that holds."""
-        return bytes(self._call("spark_begin", [self.keys.generation], [name])).decode()
+    def begin(self, token: str, name: str) -> str:
+        """Name the data set unless it has a name; returns the one that holds. Raises Fenced."""
+        answer = self._call("spark_begin", [self.keys.fence, self.keys.generation], [token, name])
+        if answer is None:
+            raise Fenced("another learner holds the fence of this run; this one names no data")
+        return bytes(answer).decode()
 
     def rebuild(self, token: str, cursor: int, counts: Mapping[str, int]) -> None:
         """Delete what the server holds of the run but the fence, and start again from these counts. Raises Fenced."""

@@ -23,12 +23,11 @@ def rebuild(
     prompts: PromptSource,
     templates: TemplateSet,
     settings: Settings,
-    generation: str,
-) -> str:
-    """Start the run's data on the server anew, under a new name; returns it. Raises Fenced, ServerFull.
+) -> None:
+    """Start the run's data on the server anew, without a name yet: one that is cut short is begun again.
 
     What the checkpoint trained stays trained. Every other prompt below its cursor is issued again, as the same uid.
-    Judge tasks that were in flight are forgotten: new ones come of the new rollouts.
+    Judge tasks that were in flight are forgotten: new ones come of the new rollouts. Raises Fenced, ServerFull.
     """
     ended = state.ended.counts()
     counts = {f"{outcome}:{kind}": number for (outcome, kind), number in ended.items()}
@@ -36,9 +35,7 @@ def rebuild(
     counts["issued:judge"] = sum(number for (_, kind), number in ended.items() if kind == "judge")
     streams.rebuild(token, state.cursor, counts)
     streams.park(token, _unended(state, prompts, templates, settings))
-    generation = streams.begin(generation)  # last: a rebuild that was cut short is begun again
-    log.warning("learner.rebuilt", generation=generation, cursor=state.cursor, **counts)
-    return generation
+    log.warning("learner.rebuilt", cursor=state.cursor, **counts)
 
 
 def _unended(state: State, prompts: PromptSource, templates: TemplateSet, settings: Settings) -> Iterator[Product]:

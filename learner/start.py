@@ -79,11 +79,12 @@ def take_over(
     known = known_generation(checkpoints)
     found = streams.generation()
     if saved is None:
-        generation = streams.begin(nonce())
+        generation = streams.begin(token, nonce())
     elif found is not None and found == known:
         generation = found
     elif found is None and settings.redis.rebuild:
-        generation = rebuild(streams, token, saved.state, prompts, templates, settings, nonce())
+        rebuild(streams, token, saved.state, prompts, templates, settings)
+        generation = nonce()
     else:
         raise wiped(found, known or "unknown")
     start = saved.state if saved else None
@@ -95,6 +96,7 @@ def take_over(
             generation=generation,
         ),
     )
+    streams.begin(token, generation)  # of rebuilt data: after all of it is there, and after its name is on disk
     starts = {e: (s.epoch, s.policy_version) for e, s in checkpoints.starts().items()}
     fence = Fence(streams, checkpoints, epoch, token, generation, clock)
     if saved:

@@ -225,8 +225,8 @@ def test_a_run_by_its_roles(roles: dict[str, Streams], admin: Client, secrets_di
 
 def test_the_learner_takes_over_repairs_and_deletes(roles: dict[str, Streams]) -> None:
     learner = roles["learner"]
-    assert learner.begin("g") == learner.generation() == "g"
     assert learner.take_fence(1, TOKEN)
+    assert learner.begin(TOKEN, "g") == learner.generation() == "g"
     learner.issue(TOKEN, 0, [make_task(n) for n in range(3)])
     learner.rebuild(TOKEN, 2, {"issued:policy": 2})
     learner.park(TOKEN, [Product.of(make_task(0).uid, make_task(0))])
@@ -466,7 +466,7 @@ ACCOUNTS = [
 ]
 LEARNERS_FUNCTIONS = [
     f"FCALL spark_take_fence 1 {K.fence} 9 9:mine",
-    f"FCALL spark_begin 1 {K.generation} mine",
+    f"FCALL spark_begin 2 {K.fence} {K.generation} 1:nonce mine",
     f"FCALL spark_rebuild 7 {K.fence} {K.cursor} {K.returned} {K.ledger} {K.events} {K.generation} {TASKS} 1:nonce g 0",
     f"FCALL spark_issue 5 {K.fence} {K.cursor} {TASKS} {K.ledger} {K.events} 1:nonce 0 1 u m",
     f"FCALL spark_settle 4 {K.fence} {K.ledger} {K.events} {ROLLOUTS} 1:nonce {LEARNER} 1 1 1-0 u trained policy",

@@ -115,7 +115,7 @@ class Loop:
 
 @pytest.fixture
 def loop(run, make_task, tmp_path) -> Loop:
-    run.streams.begin("g1")
+    run.streams.begin(run.token, "g1")
     return Loop(run.streams, tmp_path, make_task)
 
 
@@ -318,7 +318,7 @@ def test_a_run_that_was_rebuilt_after_its_server_lost_it(worked: Loop) -> None:
     counts = {f"{outcome}:{kind}": number for (outcome, kind), number in ended.items()}
     counts |= {"issued:policy": cursor, "issued:judge": sum(n for (_, kind), n in ended.items() if kind == "judge")}
     streams.rebuild("2:b", cursor, counts)
-    streams.begin("g2")
+    streams.begin("2:b", "g2")
     missing = {one for one in UIDS if one not in worked.ended}
     assert worked.audit().lost == missing
     streams.park("2:b", [Product.of(one, worked.make_task(one)) for one in sorted(missing)])

@@ -135,7 +135,8 @@ def test_a_server_that_lost_the_run_is_refused_with_what_to_do(start, streams) -
 def test_the_server_of_another_run_of_this_name_is_refused_even_with_rebuild(start, streams) -> None:
     start().save(3)
     wipe(streams)
-    streams.begin("another")
+    streams.take_fence(1, "1:other")
+    streams.begin("1:other", "another")
     for rebuild in (False, True):
         with pytest.raises(WipedServer, match=r"another data set \(another\)"):
             start(rebuild=rebuild)
@@ -219,6 +220,36 @@ def test_a_rebuild_that_was_cut_short_is_begun_again(start, streams, monkeypatch
     start(rebuild=True)
     assert len(streams.unacked(streams.keys.returned, LEARNER)) == 6
     assert streams.conservation().balanced
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_learner_killed_when_its_rebuilt_data_get_their_name_goes_on(start, streams, monkeypatch, after) -> None:
+    learner = start()
+    learner.issuer.issue(6, 0)
+    learner.save(3)
+    wipe(streams)
+    begin = Streams.begin
+
+    def killed(self, token, name):
+        if after:
+            begin(self, token, name)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(Streams, "begin", killed)
+        with pytest.raises(KeyboardInterrupt):
+            start(rebuild=True)
+    assert start(rebuild=True).taken.fence.generation == streams.generation()
+    assert len(streams.unacked(streams.keys.returned, LEARNER)) == 6
+
+
+def test_only_the_holder_of_the_fence_names_the_data(start, streams) -> None:
+    """A learner that was paused in its start wakes up on a server that lost its first second."""
+    learner = start()
+    streams.client.delete(streams.keys.fence, streams.keys.generation)
+    with pytest.raises(Fenced):
+        streams.begin(learner.taken.fence.token, "late")
+    assert streams.generation() is None
 
 
 def test_parking_is_safe_to_repeat(start, streams) -> None:

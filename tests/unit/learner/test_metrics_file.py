@@ -58,7 +58,7 @@ def test_a_run_from_the_start_forgets_everything(tmp_path: Path) -> None:
 @pytest.fixture
 def limited() -> Iterator[Callable[[int | None], None]]:
     """Sets the largest file that this process may write: the end of the disk, without a disk. Events are not printed,
-    since they would go to a file too."""
+    since they would go to a file too; so would pytest's own words, hence ``limited(None)`` before a test ends."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     with capture_logs():
         yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (before[0] if size is None else size, before[1]))
@@ -102,6 +102,7 @@ def test_what_no_room_was_found_for_is_said(tmp_path: Path, limited) -> None:
     with capture_logs() as said, MetricsFile(tmp_path / "metrics.jsonl", 0) as file:
         limited(10)
         file.record(step(1))
+    limited(None)
     assert said[-1] == {"event": "metrics.lost", "lines": 1, "log_level": "error"}
 
 
@@ -122,7 +123,9 @@ def test_a_run_is_resumed_on_a_disk_without_any_room(tmp_path: Path, limited) ->
     record(path, 0, (1, 1.0), (2, 2.0), (3, 3.0))
     limited(0)
     with MetricsFile(path, 1):
-        assert [line["policy_version"] for line in lines(path)] == [1]
+        found = lines(path)
+    limited(None)
+    assert [line["policy_version"] for line in found] == [1]
 
 
 def test_a_full_file_system(tmp_path: Path) -> None:
