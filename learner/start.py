@@ -78,6 +78,8 @@ def take_over(
     _refuse_other_prompts(saved, prompts.fingerprint())
     known = known_generation(checkpoints)
     found = streams.generation()
+    if (highest := checkpoints.highest_epoch()) > epoch:  # paused in its start, and woken on a server that forgot both
+        raise Fenced(f"a learner of epoch {highest} has taken over from epoch {epoch}; this one stops")
     if saved is None:
         generation = streams.begin(token, nonce())
     elif found is not None and found == known:

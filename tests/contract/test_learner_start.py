@@ -252,6 +252,22 @@ def test_only_the_holder_of_the_fence_names_the_data(start, streams) -> None:
     assert streams.generation() is None
 
 
+def test_a_learner_overtaken_in_its_start_names_no_data(start, streams, monkeypatch) -> None:
+    """The server lost its first second, so nothing on it says that there is a newer one."""
+    take_fence = Streams.take_fence
+
+    def overtaken(self, epoch: int, token: str) -> bool:
+        CheckpointStore(learner.store.root, 2).new_epoch()
+        return take_fence(self, epoch, token)
+
+    learner = start()
+    wipe(streams)
+    monkeypatch.setattr(Streams, "take_fence", overtaken)
+    with pytest.raises(Fenced, match="epoch 3 has taken over from epoch 2"):
+        start()
+    assert streams.generation() is None
+
+
 def test_parking_is_safe_to_repeat(start, streams) -> None:
     learner = start()
     learner.issuer.issue(2, 0)
