@@ -48,7 +48,11 @@ class Fence:
             self._check_data()
 
     def hold(self, call: Callable[[], T]) -> T:
-        """Make a call that the fence guards. A server that lost its last second may have forgotten who holds it."""
+        """Make a call that the fence guards. A server that lost its last second may have forgotten who holds it.
+
+        It may then know this learner's token again although a newer one has started: hence the look at the files first.
+        """
+        self.check()
         try:
             return call()
         except Fenced:

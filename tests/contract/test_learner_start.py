@@ -268,6 +268,16 @@ def test_a_learner_overtaken_in_its_start_names_no_data(start, streams, monkeypa
     assert streams.generation() is None
 
 
+def test_an_overtaken_learner_stops_although_the_server_forgot_the_newer_one(start, streams) -> None:
+    learner = start()
+    held = streams.client.get(streams.keys.fence)
+    start()
+    streams.client.set(streams.keys.fence, held)  # the server lost its last second
+    with pytest.raises(Fenced, match="epoch 2 has taken over"):
+        learner.issuer.issue(2, 0)
+    assert learner.tasks() == []
+
+
 def test_parking_is_safe_to_repeat(start, streams) -> None:
     learner = start()
     learner.issuer.issue(2, 0)
