@@ -23,6 +23,8 @@ from common.server import Client, is_full
 HAND_BACK_IDLE_MS: Final = 1_000_000_000
 TRIM_SLICE: Final = 100
 """Smallest slice of a trim: entries of one node of a stream, which the server deletes whole."""
+DISK_WAIT_MS: Final = 3000
+"""The log is fsynced every second; a full disk is not waited for here."""
 CLOCK_TOLERANCE_MS: Final = 1000
 """A smaller step back of the server's clock is let pass: it prolongs leases by no more."""
 WEIGHTS_REMEMBERED: Final = 1000
@@ -128,8 +130,22 @@ class Streams(Records):
         """Make ``token`` ("EPOCH:NONCE") the only one that may issue and settle.
 
         False when a higher epoch holds the fence, or another learner that took the same epoch from another store.
+        When this returns the fence is on the server's disk, where the server can say so: one that came back without it
+        would let a predecessor acknowledge what this learner does not have.
         """
-        return bool(self._call("spark_take_fence", [self.keys.fence], [epoch, token]))
+        while self._call("spark_take_fence", [self.keys.fence], [epoch, token]):
+            self._wait_for_disk()
+            if self._retry(lambda: self.client.get(self.keys.fence)) == token.encode():
+                return True  # it was not lost before it was on disk
+        return False
+
+    def _wait_for_disk(self) -> None:
+        """Until what was written is fsynced, at most ``DISK_WAIT_MS``. Redis 7.0, or one without a log, cannot say."""
+        try:
+            self._retry(lambda: self.client.waitaof(1, 0, DISK_WAIT_MS))
+        except redis.ResponseError as error:
+            if not any(words in str(error) for words in ("unknown command", "appendonly is disabled")):
+                raise
 
     def generation(self) -> str | None:
         """Name of the run's data set on this server; None on a server that knows nothing of the run."""

@@ -69,6 +69,7 @@ class MemoryServer:
             b"FUNCTION LIST": self.libraries.list,
             b"FUNCTION FLUSH": self.libraries.flush,
             b"FLUSHALL": self._flushall,
+            b"WAITAOF": self._wait_for_disk,
             b"SHUTDOWN": self._shutdown,
             b"FCALL": self._fcall,
             b"FCALL_RO": self._fcall_ro,
@@ -133,6 +134,13 @@ class MemoryServer:
         if name not in self._own:
             unsupported(name.decode(errors="backslashreplace"))
         return self._own[name]
+
+    def _wait_for_disk(self, args: list[bytes]) -> Reply:
+        """All of the log is on disk at once, unless the disk is full."""
+        if self.full == "disk":
+            return [0, 0]
+        self.fsync()
+        return [1, 0]
 
     def _refusal(self, name: bytes, args: list[bytes]) -> str | None:
         """Why a full server does not run this; None where it does."""
