@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cli.audit_judge import Evidence, Findings, Violation, judge
@@ -128,6 +128,7 @@ def played(steps: list[tuple[str, int]]) -> History:
     return history
 
 
+@example([(step, 1) for step in ("recycle", "spool", "wipe_and_rebuild", "recycle", "save", "power_cut")])
 @given(STEPS)
 @settings(max_examples=300)
 def test_whatever_happens_to_a_run_that_does_everything_right_is_no_violation(steps) -> None:
