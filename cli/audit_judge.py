@@ -180,8 +180,8 @@ def _of_the_rebuild(replay: Replay, evidence: Evidence) -> Iterator[Violation]:
     """What had ended at the last rebuild is what the checkpoint has now, without what ended since.
 
     It may have up to ``more`` of it: a uid that no event names may also have been issued after the events were read,
-    and a judge uid may have ended before or since: it is made of the same answers, and a power cut of the server may
-    have taken the events that said so.
+    and a judge uid that the log does not show as acknowledged may have ended before or since: it is made of the same
+    answers, and a power cut of the server may have taken the events that said so.
     """
     if replay.rebuilt is None:
         return
@@ -192,7 +192,7 @@ def _of_the_rebuild(replay: Replay, evidence: Evidence) -> Iterator[Violation]:
             more[f"{outcome}:{kind}"] += 1
         elif uid in replay.ended_since[kind] or uid in here[kind]:
             continue
-        elif kind == "judge" or uid not in replay.fates[kind]:
+        elif uid not in replay.fates[kind] or (kind == "judge" and uid not in replay.acknowledged[kind]):
             more[f"{outcome}:{kind}"] += 1
         elif uid not in replay.issued_since[kind]:
             sure[f"{outcome}:{kind}"] += 1

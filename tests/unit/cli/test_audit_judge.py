@@ -128,15 +128,19 @@ def played(steps: list[tuple[str, int]]) -> History:
     return history
 
 
+def dead_and_trained(history: History) -> set[tuple[str, str, str]]:
+    """The one thing the audit must object to: a power cut took back a revival whose task was trained meanwhile."""
+    return {("otherwise", kind, uid) for uid, kind in history.server.dead.items() if uid in history.ended}
+
+
+@example([("issue", 1), ("die", 1), ("spool", 1), ("revive", 1), ("save", 1), ("power_cut", 1)])
 @example([(step, 1) for step in ("recycle", "spool", "wipe_and_rebuild", "recycle", "save", "power_cut")])
 @given(STEPS)
 @settings(max_examples=300)
 def test_whatever_happens_to_a_run_that_does_everything_right_is_no_violation(steps) -> None:
     history = played(steps)
     found = judge(history.evidence())
-    # A power cut may take back a revival whose task was trained meanwhile: it is dead again, and the audit says so.
-    taken_back = {"revive", "power_cut"} <= {action for action, _ in steps}
-    assert [v for v in found.violations if not (taken_back and v.what == "otherwise")] == []
+    assert {(v.what, v.kind, v.uid) for v in found.violations} == dead_and_trained(history)
     for kind, counts in found.kinds.items():
         ended = sum(counts[outcome] for outcome in (*ENDS, "dead"))
         assert (
@@ -153,7 +157,8 @@ def test_a_uid_that_is_in_no_stream_any_more_is_lost_whatever_happened_before(st
     if uid is None:  # all that is in flight comes a second time: the checkpoint has ended it
         return
     kind = history.server.flight.pop(uid)
-    [violation] = judge(history.evidence()).violations
+    found = judge(history.evidence()).violations
+    [violation] = [v for v in found if (v.what, v.kind, v.uid) not in dead_and_trained(history)]
     named = any(uid in event.get("uids", "").split() for event in history.evidence().events)
     assert (violation.what, violation.kind, violation.uid) == ("lost", kind, uid if named else "")
 
