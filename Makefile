@@ -4,12 +4,12 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check chaos simulation setup setup-test bench-coevolution bench-overlap docs clean
+.PHONY: demo test check chaos simulation setup setup-engines setup-test bench-coevolution bench-overlap docs clean
 
 demo: $(VENV)/.installed  ## train the arithmetic example on this machine, then print before and after
 	$(BIN)/spark up examples/arithmetic/run.toml
 
-test: $(VENV)/.installed-test check  ## everything that CI runs
+test: setup-test check  ## everything that CI runs
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.installed-test
@@ -23,7 +23,8 @@ chaos: $(VENV)/.installed  ## every row of the fault table, then 1,000 faults ov
 	PYTHONPATH=.:tests:tests/helpers $(BIN)/python -m chaos --seed 1 --items 30000 --faults 1000
 
 setup: $(VENV)/.installed  ## the base install: enough for the demo
-setup-test: $(VENV)/.installed-test
+setup-engines: $(VENV)/.installed-engines  ## vLLM and DeepSpeed for CPUs
+setup-test: $(VENV)/.installed-test $(VENV)/.installed-engines
 
 # constraints.txt pins every package, so that nothing pulls another torch.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -33,6 +34,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/.installed-engines: $(VENV)/.installed infra/engines/install_cpu.sh infra/engines/cpu-packages.txt
+	bash infra/engines/install_cpu.sh $(VENV)
 	touch $@
 
 bench-%: $(VENV)/.installed

@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from actors.verifiers import check_scorable
+from cli.installed import check_installed
 from common.errors import SettingsError
 from common.settings import Settings
 from common.templates import load_templates
@@ -24,6 +25,7 @@ def check_run(settings: Settings) -> None:
     """Raises SettingsError for the first thing that would make the run fail: one sentence, nothing started."""
     if settings.redis.memory_share <= 0:
         raise SettingsError("redis.memory_share=0 would never issue a prompt; set it between 0 and 1")
+    check_installed(settings)
     check_model(settings)
     sys.path[:0] = [str(path) for path in settings.run.python_path]  # for verifiers `python:MODULE:FUNCTION`
     templates = load_templates(settings.templates.path)
