@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, tiny_model
+from peft import PeftModel
+from tiny_models import FAMILIES, save_tiny_model, tiny_model
+from transformers import AutoModelForCausalLM
 
 from actors.adapters import is_adapter, merged
 from common.errors import SettingsError, WeightsError
 from common.settings import Lora
-from learner.lora import published, with_adapter
+from learner.lora import export_adapter, published, with_adapter
+from learner.lora import merged as merged_copy
 
 IDS = torch.tensor([[1, 5, 9, 4, 7, 3, 20, 11]])
 
@@ -89,3 +93,29 @@ def test_an_adapter_of_another_model_is_refused() -> None:
 def test_a_target_that_no_layer_has_is_a_mistake_in_the_settings() -> None:
     with pytest.raises(SettingsError, match=r"lora.targets=\['q_porj'\] do not fit the model"):
         with_adapter(tiny_model("llama"), Lora(rank=4, targets=("q_porj",)))
+
+
+# -- export -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_merged_copy_is_a_plain_model_and_leaves_the_adapted_one_alone(family) -> None:
+    adapted = trained(with_adapter(tiny_model(family), Lora(rank=4)))
+    before = logits(adapted)
+    plain = merged_copy(adapted)
+    assert weights_of(plain).keys() == weights_of(tiny_model(family)).keys()
+    torch.testing.assert_close(logits(plain), before, atol=1e-5, rtol=1e-4)
+    assert torch.equal(logits(adapted), before)
+    assert published(adapted)
+
+
+def test_peft_loads_the_exported_adapter(tmp_path: Path) -> None:
+    base = save_tiny_model("qwen3", tmp_path / "base")
+    lora = Lora(rank=4, alpha=6.0)
+    adapted = trained(with_adapter(tiny_model("qwen3"), lora))
+    export_adapter(adapted, lora, str(base), tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path / "adapter"
+    )
+    torch.testing.assert_close(logits(loaded), logits(adapted), atol=1e-6, rtol=1e-5)
+    assert (logits(loaded) - logits(tiny_model("qwen3"))).abs().max() > 0.1
