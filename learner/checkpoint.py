@@ -34,6 +34,7 @@ class State:
     epoch: int
     policy_version: int
     cursor: int
+    """Above every prompt that was ever issued, and so above all that ended: a run is rebuilt up to here."""
     endings: tuple[Ending, ...]
     ended: UidLedger
     """Every uid that reached its end: a redelivered or regenerated twin is recognised by it."""

@@ -80,7 +80,7 @@ class Committer:
         state = State(
             epoch=self._fence.epoch,
             policy_version=engine.policy_version,
-            cursor=self._issuer.cursor,
+            cursor=self._issuer.reached,
             endings=(*self._recent(), *endings),
             ended=self._intake.ended,
             trained=self._intake.trained,

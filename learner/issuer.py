@@ -42,9 +42,16 @@ class Issuer:
         cursor: int,
         returned: Consumer,
         inherited: set[str] | None = None,
+        reached: int = 0,
     ) -> None:
-        """``inherited``: uids in flight to be found again (arrived, returned or dead) before anything is issued."""
+        """``inherited``: uids in flight to be found again (arrived, returned or dead) before anything is issued.
+
+        ``reached``: by the checkpoint that this learner goes on from.
+        """
         self.cursor = cursor
+        self.reached = max(cursor, reached)
+        """Above every prompt that was ever issued, or may have been. A server that lost its last second has a lower cursor,
+        but what it forgot may have ended by then."""
         self.outstanding: dict[str, int] = {}
         """uid -> policy version at issue, of tasks whose group has not arrived yet (those this process issued)."""
         self.inherited = inherited or set()
@@ -116,6 +123,7 @@ class Issuer:
         if not tasks:
             return 0
         expected, before = self.cursor + len(tasks), self.cursor
+        self.reached = max(self.reached, expected)  # before the call, whose reply may be lost
         self.cursor = self._fence.hold(lambda: self._streams.issue(self._fence.token, before, tasks))
         if self.cursor < before:
             log.warning("issuer.server_lost_its_tail", cursor=before, of_server=self.cursor)

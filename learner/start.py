@@ -134,7 +134,15 @@ def assemble(
     if moved := consumer.adopt() + returned.adopt():
         log.info("learner.adopted", entries=moved)
     issuer = Issuer(
-        streams, fence, prompts, templates, settings, cursor=taken.cursor, returned=returned, inherited=inherited
+        streams,
+        fence,
+        prompts,
+        templates,
+        settings,
+        cursor=taken.cursor,
+        returned=returned,
+        inherited=inherited,
+        reached=saved.state.cursor if saved else 0,
     )
     intake = Intake(
         streams,

@@ -24,7 +24,7 @@ from learner.fence import Fence
 from learner.issuer import Issuer, in_flight
 from learner.prompts.records import Prompt
 from learner.prompts.source import PromptSource
-from learner.start import Takeover, load, take_over
+from learner.start import Takeover, assemble, load, take_over
 from learner.uid_ledger import UidLedger
 
 TEMPLATES = load_templates("default")
@@ -60,6 +60,7 @@ class Learner:
             self.settings,
             cursor=self.taken.cursor,
             returned=returned,
+            reached=self.taken.saved.state.cursor if self.taken.saved else 0,
         )
 
     def save(self, version: int, *uids: str, endings: tuple[Ending, ...] = ()) -> None:
@@ -70,7 +71,7 @@ class Learner:
         state = State(
             epoch=self.taken.fence.epoch,
             policy_version=version,
-            cursor=self.issuer.cursor,
+            cursor=self.issuer.reached,
             endings=endings,
             ended=ended,
             trained=len(uids),
@@ -195,6 +196,42 @@ def test_a_rebuilt_run_trains_the_rest_once(start, streams) -> None:
     assert streams.conservation().balanced
 
 
+@dataclass
+class Saved:
+    """An engine at a version; its checkpoint is empty."""
+
+    policy_version: int
+
+    def write_checkpoint(self, folder: Path) -> None:
+        pass
+
+
+def test_what_ended_was_issued_although_the_server_had_forgotten_it(start, streams) -> None:
+    """The learner had the third group in hand when the server lost it, trained it, and then the server was wiped.
+
+    A learner in between has never heard of that prompt but by the checkpoint.
+    """
+    learner = start()
+    learner.issuer.issue(3, 0)
+    issued = [task.uid for task in learner.tasks()]
+    forget_all_but(1, streams)
+    assert learner.issuer.issue(1, 0) == 1
+    assert learner.issuer.cursor == 2
+    learner.save(3, issued[2])
+    second = start()
+    parts = assemble(
+        second.taken, streams, second.store, prompts(), TEMPLATES, second.settings, stopping=lambda: True
+    )
+    assert parts.committer.save(Saved(4))
+    wipe(streams)
+    start(rebuild=True)
+    again = streams.unacked(streams.keys.returned, LEARNER)
+    assert again[:2] == issued[:2]
+    assert issued[2] not in again
+    assert streams.conservation().kinds["policy"]["trained"] == 1
+    assert streams.conservation().balanced
+
+
 def test_a_rebuild_that_was_cut_short_is_begun_again(start, streams, monkeypatch) -> None:
     learner = start()
     learner.issuer.issue(6, 0)
@@ -308,6 +345,14 @@ def test_a_learner_whose_checkpoint_a_newer_one_removed_is_fenced(start) -> None
 # -- a lost last second ----------------------------------------------------------------------------------------
 
 
+def forget_all_but(issued: int, streams: Streams) -> None:
+    """The server lost its last second, and with it the prompts after the first ones."""
+    streams.client.set(streams.keys.cursor, issued)
+    for entry_id, _ in streams.client.xrange(streams.keys.tasks("policy"))[issued:]:
+        streams.client.xdel(streams.keys.tasks("policy"), entry_id)
+    streams.client.hset(streams.keys.ledger, "issued:policy", issued)
+
+
 def test_a_forgotten_fence_is_taken_again(start, streams) -> None:
     learner = start()
     streams.client.delete(streams.keys.fence)
@@ -335,10 +380,7 @@ def test_prompts_whose_issue_was_lost_are_issued_again_as_the_same_uids(start, s
     learner = start()
     learner.issuer.issue(3, 0)
     issued = [task.uid for task in learner.tasks()]
-    streams.client.set(streams.keys.cursor, 1)  # the server lost the last two
-    for entry_id, _ in streams.client.xrange(streams.keys.tasks("policy"))[1:]:
-        streams.client.xdel(streams.keys.tasks("policy"), entry_id)
-    streams.client.hset(streams.keys.ledger, "issued:policy", 1)
+    forget_all_but(1, streams)
     assert learner.issuer.issue(3, 0) == 3
     assert [task.uid for task in learner.tasks()][:3] == issued
     assert learner.issuer.cursor == 4

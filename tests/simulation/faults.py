@@ -113,6 +113,7 @@ def _down(world: World, draw: random.Random, restart: Callable[[], None]) -> flo
 
 
 def flush_all(wire: Wire, draw: random.Random) -> float:
+    wire.world.flushed = True
     wire.world.server.flushall()
     return 0.0
 

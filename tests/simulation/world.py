@@ -56,7 +56,7 @@ class World:
         self.family = Family()
         self.healthy_from = 0.0
         """When the last fault so far ends."""
-        self.lost_power = self.clock_went_back = False
+        self.lost_power = self.clock_went_back = self.flushed = False
         self.disk_full_until = float("-inf")
         self.violations: list[str] = []
         self.outcomes: Counter[str] = Counter()

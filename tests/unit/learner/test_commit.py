@@ -96,7 +96,7 @@ class Clock:
 
 @dataclass
 class Issuer:
-    cursor: int = 0
+    reached: int = 0
 
 
 def ending(index: int) -> Ending:
