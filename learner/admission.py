@@ -35,8 +35,11 @@ class Admission:
         self._accounts = accounts
         self._settings = settings
 
-    def admit(self, quota: Quota, ledger: Mapping[str, int], policy_version: int) -> int:
-        """Issue and grant for the batch being collected. Returns how many prompts were issued. Raises Fenced."""
+    def admit(self, quota: Quota, ledger: Mapping[str, int], policy_version: int, before: int = 0) -> int:
+        """Issue and grant for the batch being collected. Returns how many prompts were issued. Raises Fenced.
+
+        What came back and lies ``before`` this place in the order of the prompts needs no room.
+        """
         self._issuer.take_back()
         granted = self._judge_grant(quota, ledger, policy_version)
         self.granted = granted
@@ -45,7 +48,7 @@ class Admission:
             self._streams.report_progress(judge_granted=granted)
         self.paused = False
         try:
-            return self._issuer.issue(self._policy_room(quota, ledger, policy_version), policy_version)
+            return self._issuer.issue(self._policy_room(quota, ledger, policy_version, before), policy_version)
         except ServerFull as error:  # consuming goes on, which makes room
             self.paused = True
             log.warning("issuer.paused", reason=str(error))
@@ -63,7 +66,7 @@ class Admission:
         settled = sum(ledger[f"{outcome}:{kind}"] for outcome in ("trained", "filtered", "dropped_stale"))
         return self._accounts[kind].ended(settled)
 
-    def _policy_room(self, quota: Quota, ledger: Mapping[str, int], policy_version: int) -> int:
+    def _policy_room(self, quota: Quota, ledger: Mapping[str, int], policy_version: int, before: int) -> int:
         """Full servers get nothing more, and no prompts are issued beyond the last step."""
         if quota.policy == 0:
             return 0  # alternating: what is sampled now would be stale after the judge's updates
@@ -71,6 +74,7 @@ class Admission:
         withheld = account.withheld(learner.groups_per_step, learner.refill)
         busy = self.in_flight("policy", ledger) - self._issuer.parked
         room = self._allowed(learner.groups_per_step, policy_version) - busy - withheld
+        room = max(room, self._issuer.parked_before(before))
         if room <= 0:
             return 0
         if (share := self._streams.memory_share()) > self._settings.redis.memory_share:

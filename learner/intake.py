@@ -6,6 +6,7 @@ and only then is it settled with the server.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -129,7 +130,7 @@ class Intake:
             self._return_orphans()
             ledger = self._streams.ledger()
             self._forget_dead(ledger["dead:policy"])
-            issued = self._admission.admit(quota, ledger, policy_version) if announced else 0
+            issued = self._admission.admit(quota, ledger, policy_version, self._last_place()) if announced else 0
             if self._admission.paused and self.endings and self._clock() - self._relieved > RELIEVE_S:
                 self._relieved = self._clock()
                 relieve()
@@ -144,7 +145,7 @@ class Intake:
                 return self._cut(quota)
             self._watchdog.enter(Stage(name="wait_for_groups", **self.waiting_for(quota, full=full)))
             self._beat("waiting for judge groups" if full else "waiting for policy groups", policy_version)
-            if not full and on_their_way == 0 and self._issuer.exhausted:
+            if not full and on_their_way == 0 and self._issuer.exhausted and not self._ready["policy"]:
                 return None
             if self._poll(BLOCK_MS):
                 self._watchdog.progress()
@@ -201,7 +202,7 @@ class Intake:
         if self._clock() - self._adopted > ADOPT_S:
             self._adopted = self._clock()
             self._consumer.adopt()
-            self._issuer.adopt()
+            self._issuer.adopt(waiting=self._early() > 0)
             if leases := self._streams.mend_leases():
                 log.warning("learner.server_clock_went_back", leases=leases)
         deliveries = self._consumer.claim(READ_COUNT, block_ms)
@@ -275,6 +276,7 @@ class Intake:
                 log.warning("learner.orphans_wait", reason=str(error), groups=len(self._orphans))
                 return
             self._consumer.done(delivery)
+            self._issuer.came_back[uid] = group.task.position
             del self._orphans[uid]
             log.info("group.returned", reason="its weights are lost", uid=uid, weights_epoch=group.weights_epoch)
 
@@ -318,14 +320,36 @@ class Intake:
         if quota.policy and self._issuer.inherited:
             return False  # synchronous training goes on where it was: what belongs to this batch may still be coming
         ready, account, learner = len(self._ready["policy"]), self._accounts["policy"], self._settings.learner
-        if ready >= quota.policy:
+        early = 0 if self._admission.paused else self._early()
+        if ready - early >= quota.policy:
             return True
-        if on_their_way > 0 and not account.refill_spent(learner.groups_per_step, learner.refill):
+        if (on_their_way > 0 or early) and not account.refill_spent(learner.groups_per_step, learner.refill):
             return False
         if ready == 0 and account.arrived_since_cut:
             log.warning("learner.no_contrast", groups=account.arrived_since_cut)
             account.cut()  # all right or all wrong: nothing to learn from, look further
         return ready > 0
+
+    def _last_place(self) -> int:
+        """Synchronous: position of the last policy group that is ready. What came back goes before it."""
+        if self._settings.staleness.max_staleness:
+            return 0
+        return max((group.task.position for _, group in self._ready["policy"].values()), default=0)
+
+    def _first_out(self) -> float:
+        """Synchronous training goes by the order of the prompts: position of the first that came back and is still out.
+
+        What is ready and comes after it was issued because this one had no contrast. No one knows that any more.
+        """
+        if self._settings.staleness.max_staleness:
+            return math.inf
+        ready, out = self._ready["policy"], self._issuer.came_back.items()
+        return min((position for uid, position in out if uid not in self.ended and uid not in ready), default=math.inf)
+
+    def _early(self) -> int:
+        """Policy groups that are ready, but whose turn has not come."""
+        first_out = self._first_out()
+        return sum(group.task.position > first_out for _, group in self._ready["policy"].values())
 
     def _worth_waiting(self, quota: Quota, waited_s: float) -> bool:
         """A full batch waits a bounded time for old policy groups it would otherwise drop, and for judge groups."""
@@ -348,7 +372,10 @@ class Intake:
         return not caught_up or in_flight > len(self._ready["judge"])
 
     def _cut(self, quota: Quota) -> list[RolloutGroup]:
-        policy = sorted((group for _, group in self._ready["policy"].values()), key=oldest_first)[: quota.policy]
+        first_out = self._first_out()
+        ready = [group for _, group in self._ready["policy"].values()]
+        in_turn = sorted(ready, key=lambda group: (group.task.position > first_out, *oldest_first(group)))
+        policy = in_turn[: quota.policy]
         judge = self._round_robin.choose(
             [group for _, group in self._ready["judge"].values()],
             quota.judge,

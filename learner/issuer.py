@@ -50,10 +50,12 @@ class Issuer:
         """
         self.cursor = cursor
         self.reached = max(cursor, reached)
-        """Above every prompt that was ever issued, or may have been. A server that lost its last second has a lower cursor,
-        but what it forgot may have ended by then."""
+        """Above every prompt that was ever issued, or may have been. A server that lost its last second has a lower
+        cursor, but what it forgot may have ended by then."""
         self.outstanding: dict[str, int] = {}
         """uid -> policy version at issue, of tasks whose group has not arrived yet (those this process issued)."""
+        self.came_back: dict[str, int] = {}
+        """uid -> position, of tasks that came back and have not arrived since: parked, or issued again."""
         self.inherited = inherited or set()
         self._parked: dict[str, tuple[Delivery, Task]] = {}
         self._streams = streams
@@ -76,13 +78,19 @@ class Issuer:
     def forget(self, uid: str) -> None:
         """The task is on nobody's way any more: its group arrived, or it died."""
         self.outstanding.pop(uid, None)
+        self.came_back.pop(uid, None)
         self.inherited.discard(uid)
 
-    def adopt(self) -> None:
-        """Take over what older epochs have read and not issued again, or still claim before they notice."""
+    def adopt(self, *, waiting: bool = False) -> None:
+        """Take over what older epochs have read and not issued again, or still claim before they notice.
+
+        ``waiting``: for what came back. A server that loses its tail may forget some of it for good.
+        """
         self._returned.adopt()
-        if self.inherited:
-            self.inherited &= in_flight(self._streams)  # a server that loses its tail may forget some for good
+        if self.inherited or waiting:
+            flying = in_flight(self._streams)
+            self.inherited &= flying
+            self.came_back = {uid: position for uid, position in self.came_back.items() if uid in flying}
 
     def take_back(self) -> None:
         """Collect what was returned. A task that comes twice is the same one: the server lost where it was."""
@@ -95,7 +103,12 @@ class Issuer:
                 log.warning("issuer.task_dead", uid=delivery.uid, reason=str(error))
                 continue
             self.forget(task.uid)
+            self.came_back[task.uid] = task.position
             self._parked[task.uid] = (delivery, task)
+
+    def parked_before(self, position: int) -> int:
+        """Tasks in hand that come before this place in the order of the prompts."""
+        return sum(task.position < position for _, task in self._parked.values())
 
     def issue(self, room: int, policy_version: int) -> int:
         """Issue up to ``room`` tasks; returns how many of them are new. Raises Fenced, ServerFull."""

@@ -219,9 +219,7 @@ def test_what_ended_was_issued_although_the_server_had_forgotten_it(start, strea
     assert learner.issuer.cursor == 2
     learner.save(3, issued[2])
     second = start()
-    parts = assemble(
-        second.taken, streams, second.store, prompts(), TEMPLATES, second.settings, stopping=lambda: True
-    )
+    parts = assemble(second.taken, streams, second.store, prompts(), TEMPLATES, second.settings, stopping=lambda: True)
     assert parts.committer.save(Saved(4))
     wipe(streams)
     start(rebuild=True)

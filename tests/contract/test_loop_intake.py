@@ -408,6 +408,53 @@ def test_lost_weights_that_age_are_issued_again_and_not_dropped(make_world) -> N
     assert not any(outcome == "dropped_stale" for _, outcome in world.outcomes())
 
 
+def returned_and_two_ready(make_world) -> tuple[World, list[str]]:
+    """The server forgot that the second prompt had no contrast, and it was sampled again, by weights that are lost now.
+
+    The third one was issued in its place, so a batch is ready without it.
+    """
+    world = make_world(eta=0, world={"epoch": 2, "lineage": Lineage.of(2, {1: (0, 0), 2: (0, 0)})})
+    world.issuer.issue(3, 0)
+    first, second, third = world.claim(3)
+    world.ship([first, third], 0)
+    world.ship([second], 1)
+    return world, [first.uid, second.uid, third.uid]
+
+
+def test_synchronous_training_goes_by_the_order_of_the_prompts(make_world) -> None:
+    world, uids = returned_and_two_ready(make_world)
+    world.on_wait = lambda: world.ship_all(0, ALL_RIGHT)
+    batch = world.take(0)
+    assert world.outcomes()[0] == (uids[1], "filtered")
+    assert sorted(group.uid for group in batch) == sorted([uids[0], uids[2]])
+    assert world.run.uids(world.tasks) == [*uids, uids[1]]  # issued again, and nothing new
+
+
+def test_a_prompt_that_came_back_is_trained_in_its_turn(make_world) -> None:
+    world, uids = returned_and_two_ready(make_world)
+    first = [group.uid for group in world.take(0, policy=1)]
+    assert first == [uids[0]]  # its turn is before that of the one that is out
+
+
+def test_a_prompt_on_its_way_back_is_waited_for_while_nothing_is_issued(make_world) -> None:
+    world, uids = returned_and_two_ready(make_world)
+    world.on_wait = lambda: world.ship_all(0, ALL_RIGHT)
+    batch = world.intake.take(Quota(policy=2, judge=0), 0, tend=lambda: world.waits > 2)
+    assert world.outcomes()[0] == (uids[1], "filtered")
+    assert len(batch) == 2
+
+
+def test_a_prompt_that_the_server_forgot_for_good_is_not_waited_for(make_world) -> None:
+    world, uids = returned_and_two_ready(make_world)
+
+    def forget() -> None:
+        world.now += 2.0
+        world.streams.client.xtrim(world.tasks, maxlen=0)
+
+    world.on_wait = forget
+    assert sorted(group.uid for group in world.take(0)) == sorted([uids[0], uids[2]])
+
+
 def test_too_many_deaths_end_the_run_with_what_to_look_at(make_world) -> None:
     world = make_world(groups_per_step=2, refill=2.0)
 
