@@ -130,19 +130,21 @@ class Issuer:
         return len(due)
 
     def _issue_new(self, room: int, policy_version: int) -> int:
-        tasks: list[Task] = []
+        if room <= 0:
+            return 0
+        tasks: list[Task] = []  # none at the end of the prompts: then this asks whether the server has all of them
         while len(tasks) < room and (task := self._task(self.cursor + len(tasks), policy_version)) is not None:
             tasks.append(task)
-        if not tasks:
-            return 0
         expected, before = self.cursor + len(tasks), self.cursor
         self.reached = max(self.reached, expected)  # before the call, whose reply may be lost
         self.cursor = self._fence.hold(lambda: self._streams.issue(self._fence.token, before, tasks))
         if self.cursor < before:
             log.warning("issuer.server_lost_its_tail", cursor=before, of_server=self.cursor)
             return self._issue_new(room, policy_version)  # at once: no batch may be cut as if they were not coming
-        if self.cursor != expected:
+        if self.cursor > self.reached:
             raise Fenced(f"the cursor of this run is at {self.cursor}, not {expected}: another learner moved it")
+        if self.cursor != expected:  # it issued some when it was asked before; the reply was lost, and then it was full
+            return self._issue_new(before + room - self.cursor, policy_version)
         self.outstanding |= {task.uid: policy_version for task in tasks}
         return len(tasks)
 

@@ -384,6 +384,35 @@ def test_prompts_whose_issue_was_lost_are_issued_again_as_the_same_uids(start, s
     assert learner.issuer.cursor == 4
 
 
+def test_the_last_prompts_are_issued_again_too(start, streams) -> None:
+    learner = start()
+    assert learner.issuer.issue(50, 0) == 40
+    assert learner.issuer.exhausted
+    issued = [task.uid for task in learner.tasks()]
+    forget_all_but(38, streams)
+    assert learner.issuer.issue(50, 0) == 2
+    assert [task.uid for task in learner.tasks()] == issued
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_a_server_that_issued_and_was_full_before_it_could_say_so(start, streams, monkeypatch, room) -> None:
+    """The reply was lost, and the repeat refused: the learner does not know that two prompts are out."""
+    learner, issue = start(), Streams.issue
+
+    def then_full(*args) -> int:
+        issue(*args)
+        raise ServerFull("no room")
+
+    with monkeypatch.context() as full:
+        full.setattr(Streams, "issue", then_full)
+        with pytest.raises(ServerFull):
+            learner.issuer.issue(2, 0)
+    learner.issuer.issue(room, 0)
+    learner.issuer.issue(1, 0)
+    uids = [task.uid for task in learner.tasks()]
+    assert len(uids) == len(set(uids)) == learner.issuer.cursor == max(2, room) + 1
+
+
 def test_a_cursor_that_somebody_moved_on_is_a_reason_to_stop(start, streams) -> None:
     learner = start()
     streams.client.set(streams.keys.cursor, 7)
