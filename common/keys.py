@@ -43,6 +43,11 @@ class Keys:
         return self._key("generation")
 
     @property
+    def rebuilt(self) -> str:
+        """Token of the learner that began to rebuild the data: gone, when the server lost that it did."""
+        return self._key("rebuilt")
+
+    @property
     def clock(self) -> str:
         """The server's time when the learner last looked: by it a step back is noticed."""
         return self._key("clock")

@@ -60,21 +60,26 @@ local function take_fence(keys, args)
   return 1
 end
 
--- keys: fence, generation    args: token, name
--- The name of this data set: the first one given, until the data are lost. Nil when the fence is not held.
+-- keys: fence, generation, (rebuilt, returned)?    args: token, name, (number parked)?
+-- The name of this data set: the first one given, until the data are lost. Nil when the fence is not held. Empty when the
+-- data should have been rebuilt, and are not all there.
 local function begin(keys, args)
   if redis.call('GET', keys[1]) ~= args[1] then return false end
+  if args[3] and redis.call('EXISTS', keys[2]) == 0 then
+    if redis.call('GET', keys[3]) ~= args[1] or redis.call('XLEN', keys[4]) ~= tonumber(args[3]) then return '' end
+  end
   redis.call('SETNX', keys[2], args[2])
   return redis.call('GET', keys[2])
 end
 
--- keys: fence, cursor, ledger, events, others*    args: token, next cursor, (field of the ledger, count)*
+-- keys: fence, cursor, ledger, events, rebuilt, others*    args: token, next cursor, (field of the ledger, count)*
 -- Start again from what a checkpoint knows: everything the server held of the run is deleted. Returns whether the fence
 -- was held. What is to be sampled again is added with `park`; `begin` then says that all of it is there.
 local function rebuild(keys, args)
   if redis.call('GET', keys[1]) ~= args[1] then return 0 end
   for i = 2, #keys do redis.call('DEL', keys[i]) end
   redis.call('SET', keys[2], args[2])
+  redis.call('SET', keys[5], args[1])
   local counts = {}
   for i = 3, #args, 2 do
     redis.call('HSET', keys[3], args[i], args[i + 1])
@@ -84,11 +89,15 @@ local function rebuild(keys, args)
   return 1
 end
 
--- keys: fence, returned    args: token, entries that the stream must have, (uid, payload)*
--- Issued tasks of a rebuilt run, to be issued again. Compare-and-set: a repeat finds another length and adds nothing.
+-- keys: fence, returned, rebuilt    args: token, entries that the stream must have, (uid, payload)*
+-- Issued tasks of a rebuilt run, to be issued again. Compare-and-set: a repeat finds its own entries and adds nothing.
+-- Returns 0 when the fence is not held, -1 when the server lost what was rebuilt before.
 local function park(keys, args)
   if redis.call('GET', keys[1]) ~= args[1] then return 0 end
-  if redis.call('XLEN', keys[2]) ~= tonumber(args[2]) then return 1 end
+  if redis.call('GET', keys[3]) ~= args[1] then return -1 end
+  local before, length = tonumber(args[2]), redis.call('XLEN', keys[2])
+  if length == before + (#args - 2) / 2 then return 1 end
+  if length ~= before then return -1 end
   for i = 3, #args, 2 do redis.call('XADD', keys[2], '*', 'uid', args[i], 'm', args[i + 1]) end
   return 1
 end

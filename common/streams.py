@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import redis
 
 from common.codec import encode
-from common.errors import Fenced
+from common.errors import Fenced, WipedServer
 from common.keys import ACTORS, RECYCLER
 from common.messages import Kind, Outcome, Task, WeightManifest
 from common.records import CALL_ENTRIES, Records, chunks
@@ -152,31 +152,47 @@ class Streams(Records):
         value: Any = self._retry(lambda: self.client.get(self.keys.generation))
         return None if value is None else bytes(value).decode()
 
-    def begin(self, token: str, name: str) -> str:
-        """Name the data set unless it has a name; returns the one that holds. Raises Fenced."""
-        answer = self._call("spark_begin", [self.keys.fence, self.keys.generation], [token, name])
+    def begin(self, token: str, name: str, *, parked: int | None = None) -> str:
+        """Name the data set unless it has a name; returns the one that holds. Raises Fenced.
+
+        ``parked``: of rebuilt data, the number of tasks to be issued again. Raises WipedServer when not all is there.
+        """
+        keys, args = [self.keys.fence, self.keys.generation], [token, name]
+        if parked is not None:
+            keys, args = [*keys, self.keys.rebuilt, self.keys.returned], [*args, str(parked)]
+        answer = self._call("spark_begin", keys, args)
         if answer is None:
             raise Fenced("another learner holds the fence of this run; this one names no data")
+        if not answer:
+            raise _taken_back()
         return bytes(answer).decode()
 
     def rebuild(self, token: str, cursor: int, counts: Mapping[str, int]) -> None:
         """Delete what the server holds of the run but the fence, and start again from these counts. Raises Fenced."""
         keys = self.keys
         others = [keys.tasks("policy"), keys.tasks("judge"), keys.rollouts("policy"), keys.rollouts("judge")]
-        others += [keys.returned, keys.generation, keys.weights, keys.dead, keys.progress]
+        others = [keys.rebuilt, *others, keys.returned, keys.generation, keys.weights, keys.dead, keys.progress]
         args: list[Any] = [token, cursor, *(part for item in counts.items() for part in item)]
         if not self._call("spark_rebuild", [keys.fence, keys.cursor, keys.ledger, keys.events, *others], args):
             raise Fenced("another learner holds the fence of this run; this one does not rebuild it")
         self.create_groups()
 
-    def park(self, token: str, tasks: Iterable[Product]) -> None:
-        """Issued tasks of a run that was rebuilt just now, to be issued again. Raises Fenced, ServerFull."""
+    def park(self, token: str, tasks: Iterable[Product]) -> int:
+        """Issued tasks of a run that was rebuilt just now, to be issued again. Returns how many there are.
+
+        Raises Fenced, ServerFull, and WipedServer when the server has lost meanwhile what was rebuilt.
+        """
         parked = 0
         for chunk in chunks(list(tasks), CALL_ENTRIES):
             args: list[Any] = [token, parked, *(part for task in chunk for part in (task.uid, task.payload))]
-            if not self._call("spark_park", [self.keys.fence, self.keys.returned], args, produces=True):
+            names = [self.keys.fence, self.keys.returned, self.keys.rebuilt]
+            answer = int(self._call("spark_park", names, args, produces=True))
+            if answer == 0:
                 raise Fenced("another learner holds the fence of this run; this one does not rebuild it")
+            if answer < 0:
+                raise _taken_back()
             parked += len(chunk)
+        return parked
 
     def raise_id(self, stream: str, entry_id: str) -> None:
         """Entries from now on get ids above this one, whatever the server's clock says."""
@@ -403,3 +419,10 @@ def _before(entry_id: str) -> str:
     """The greatest stream id below ``entry_id``."""
     ms, _, sequence = entry_id.partition("-")
     return f"{ms}-{int(sequence) - 1}" if int(sequence) else f"{int(ms) - 1}-{2**64 - 1}"
+
+
+def _taken_back() -> WipedServer:
+    return WipedServer(
+        "the server lost its last second while this run was rebuilt on it, so not all of the run is there; run again "
+        "with --rebuild"
+    )

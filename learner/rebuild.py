@@ -23,19 +23,21 @@ def rebuild(
     prompts: PromptSource,
     templates: TemplateSet,
     settings: Settings,
-) -> None:
+) -> int:
     """Start the run's data on the server anew, without a name yet: one that is cut short is begun again.
 
     What the checkpoint trained stays trained. Every other prompt below its cursor is issued again, as the same uid.
-    Judge tasks that were in flight are forgotten: new ones come of the new rollouts. Raises Fenced, ServerFull.
+    Judge tasks that were in flight are forgotten: new ones come of the new rollouts. Returns how many are issued again.
+    Raises Fenced, ServerFull, WipedServer.
     """
     ended = state.ended.counts()
     counts = {f"{outcome}:{kind}": number for (outcome, kind), number in ended.items()}
     counts["issued:policy"] = state.cursor
     counts["issued:judge"] = sum(number for (_, kind), number in ended.items() if kind == "judge")
     streams.rebuild(token, state.cursor, counts)
-    streams.park(token, _unended(state, prompts, templates, settings))
+    parked = streams.park(token, _unended(state, prompts, templates, settings))
     log.warning("learner.rebuilt", cursor=state.cursor, **counts)
+    return parked
 
 
 def _unended(state: State, prompts: PromptSource, templates: TemplateSet, settings: Settings) -> Iterator[Product]:

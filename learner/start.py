@@ -80,12 +80,13 @@ def take_over(
     found = streams.generation()
     if (highest := checkpoints.highest_epoch()) > epoch:  # paused in its start, and woken on a server that forgot both
         raise Fenced(f"a learner of epoch {highest} has taken over from epoch {epoch}; this one stops")
+    parked: int | None = None
     if saved is None:
         generation = streams.begin(token, nonce())
     elif found is not None and found == known:
         generation = found
     elif found is None and settings.redis.rebuild:
-        rebuild(streams, token, saved.state, prompts, templates, settings)
+        parked = rebuild(streams, token, saved.state, prompts, templates, settings)
         generation = nonce()
     else:
         raise wiped(found, known or "unknown")
@@ -98,7 +99,8 @@ def take_over(
             generation=generation,
         ),
     )
-    streams.begin(token, generation)  # of rebuilt data: after all of it is there, and after its name is on disk
+    if parked is not None:  # after all of the rebuilt data are there, and after their name is on disk
+        streams.begin(token, generation, parked=parked)
     starts = {e: (s.epoch, s.policy_version) for e, s in checkpoints.starts().items()}
     fence = Fence(streams, checkpoints, epoch, token, generation, clock)
     if saved:

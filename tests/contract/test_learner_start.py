@@ -257,6 +257,59 @@ def test_a_rebuild_that_was_cut_short_is_begun_again(start, streams, monkeypatch
     assert streams.conservation().balanced
 
 
+@pytest.mark.parametrize("when", ["rebuild", "park", "record_start"])
+def test_a_server_that_loses_its_last_second_while_it_is_rebuilt_gets_no_name(
+    start, streams, monkeypatch, when
+) -> None:
+    """Else what it held before the rebuild, or half of it, would go by the new name."""
+    learner = start()
+    learner.issuer.issue(6, 0)
+    learner.save(3)
+    wipe(streams)
+    monkeypatch.setattr("common.streams.CALL_ENTRIES", 4)
+    of = CheckpointStore if when == "record_start" else Streams
+    call = getattr(of, when)
+
+    def then_lost(*args):
+        answer = call(*args)
+        if when == "rebuild":
+            streams.client.delete(streams.keys.rebuilt)
+        else:
+            streams.client.xtrim(streams.keys.returned, maxlen=4, approximate=False)
+        return answer
+
+    with monkeypatch.context() as context:
+        context.setattr(of, when, then_lost)
+        with pytest.raises(WipedServer, match="while this run was rebuilt"):
+            start(rebuild=True)
+    assert streams.generation() is None
+    start(rebuild=True)
+    assert len(streams.unacked(streams.keys.returned, LEARNER)) == 6
+    assert streams.conservation().balanced
+
+
+def test_a_chunk_of_a_rebuild_that_was_lost_is_noticed_by_the_next(start, streams, monkeypatch) -> None:
+    start()
+    monkeypatch.setattr("common.streams.CALL_ENTRIES", 1)
+    streams.take_fence(2, "2:t")
+    streams.rebuild("2:t", 2, {})
+
+    def chunks():
+        yield Product(uid="a", payload=b"m")
+        yield Product(uid="b", payload=b"m")
+
+    call = Streams._call
+
+    def lost(self, function, *args, **options):
+        answer = call(self, function, *args, **options)
+        self.client.xtrim(self.keys.returned, maxlen=0, approximate=False)
+        return answer
+
+    monkeypatch.setattr(Streams, "_call", lost)
+    with pytest.raises(WipedServer, match="while this run was rebuilt"):
+        streams.park("2:t", chunks())
+
+
 @pytest.mark.parametrize("after", [False, True])
 def test_a_learner_killed_when_its_rebuilt_data_get_their_name_goes_on(start, streams, monkeypatch, after) -> None:
     learner = start()
@@ -265,9 +318,9 @@ def test_a_learner_killed_when_its_rebuilt_data_get_their_name_goes_on(start, st
     wipe(streams)
     begin = Streams.begin
 
-    def killed(self, token, name):
+    def killed(self, token, name, **parked):
         if after:
-            begin(self, token, name)
+            begin(self, token, name, **parked)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
@@ -319,8 +372,9 @@ def test_parking_is_safe_to_repeat(start, streams) -> None:
     wipe(streams)
     token = learner.taken.fence.token
     streams.take_fence(1, token)
+    streams.rebuild(token, 1, {})
     for _ in range(2):
-        streams._call("spark_park", [streams.keys.fence, streams.keys.returned], [token, 0, "u", b"m"])
+        assert streams.park(token, [Product(uid="u", payload=b"m")]) == 1
     assert streams.unacked(streams.keys.returned, LEARNER) == ["u"]
     with pytest.raises(Fenced):
         streams.park("0:other", []) or streams.rebuild("0:other", 0, {})

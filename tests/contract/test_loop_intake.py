@@ -449,7 +449,7 @@ def test_a_prompt_that_the_server_forgot_for_good_is_not_waited_for(make_world) 
 
     def forget() -> None:
         world.now += 2.0
-        world.streams.client.xtrim(world.tasks, maxlen=0)
+        world.streams.client.xtrim(world.tasks, maxlen=0, approximate=False)
 
     world.on_wait = forget
     assert sorted(group.uid for group in world.take(0)) == sorted([uids[0], uids[2]])
