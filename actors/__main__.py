@@ -10,6 +10,7 @@ from common.heartbeat import Heartbeat
 from common.process import open_streams, until_told_to_stop
 from common.settings import Settings
 from common.watchdog import Watchdog
+from common.weights_source import WeightSource
 
 log = structlog.get_logger()
 
@@ -24,18 +25,12 @@ def run(settings: Settings, name: str) -> None:
         import torch
 
         from actors.actor import Actor
-        from actors.transformers_engine import TransformersEngine, load_model
+        from actors.engines import close_engine, open_engine
         from actors.verifiers.pool import VerifierPool
 
         torch.set_num_threads(settings.actor.torch_threads)
-        model, tokenizer = load_model(settings.model)
-        engine = TransformersEngine(
-            model,
-            tokenizer,
-            groups_per_batch=settings.actor.groups_in_flight,
-            max_prompt_tokens=settings.sampling.max_prompt_tokens,
-            kv_on_update=settings.actor.kv_on_update,
-        )
+        source = WeightSource.of(settings)
+        engine = open_engine(settings)
         pool = VerifierPool(
             workers=settings.verifier.workers,
             timeout_s=settings.verifier.timeout_s,
@@ -52,6 +47,7 @@ def run(settings: Settings, name: str) -> None:
             lease_s=settings.redis.lease_s,
             max_deliveries=settings.redis.max_deliveries,
             heartbeat=heartbeat,
+            source=source,
         )
         watchdog.progress()
         log.info("actor.started")
@@ -61,3 +57,5 @@ def run(settings: Settings, name: str) -> None:
             actor.stop()
         finally:
             pool.close()
+            close_engine(engine)
+            source.close()

@@ -25,6 +25,7 @@ from common.keys import ACTORS
 from common.messages import Kind, Rollout, RolloutGroup, Task, Verdict
 from common.streams import Delivery, Product, Streams
 from common.watchdog import Stage
+from common.weights_source import WeightSource
 
 log = structlog.get_logger()
 
@@ -32,6 +33,8 @@ IDLE_BLOCK_MS = 100
 FULL_PAUSE_S = 1.0
 VERDICT_POLL_S = 0.002
 PAUSE_POLL_S = 0.05
+LOOKING_SHARE = 0.02
+"""Of its time, an actor that generates looks this much for more tasks while there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +66,13 @@ class Actor:
         lease_s: float,
         max_deliveries: int,
         heartbeat: Heartbeat | None = None,
+        source: WeightSource | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.name = name
-        self.policy = PolicyFollower(streams, engine, max_staleness, clock)
+        self.policy = PolicyFollower(streams, engine, max_staleness, clock, source)
         self._streams = streams
         self._engine = engine
         self._verifying = verifying
@@ -96,6 +100,7 @@ class Actor:
         }
         self._waited_s = 0.0
         self._paused_until = float("-inf")
+        self._look_again_at = float("-inf")
 
     def tick(self) -> None:
         """One round; at most IDLE_BLOCK_MS long when there is nothing to do."""
@@ -132,9 +137,14 @@ class Actor:
             if idle:
                 self._sleep(PAUSE_POLL_S)
             return []
+        if not idle and started < self._look_again_at:
+            return []
         deliveries = self._consumer.claim(self._room(), IDLE_BLOCK_MS if idle else None)
+        took = self._clock() - started
         if idle:
-            self._waited_s += self._clock() - started
+            self._waited_s += took
+        elif not deliveries:
+            self._look_again_at = started + took / LOOKING_SHARE
         return deliveries
 
     def _room(self) -> int:

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import TaskError
 from common.messages import ChatMessage, Completion, Sampling
 
 
@@ -32,7 +33,7 @@ class Engine(Protocol):
     """Batched generation under one set of weights that may be replaced between two steps."""
 
     policy_version: int
-    """Version of the applied weights; -1 before the first."""
+    """Version of the applied weights; -1 before the first, and while an update that failed half-way left them mixed."""
 
     @property
     def groups_in_flight(self) -> int:
@@ -48,7 +49,10 @@ class Engine(Protocol):
         ...
 
     def step(self) -> list[Generated]:
-        """Sample one more token of every running completion; returns the groups that are now complete."""
+        """Sample one more token of every running completion; returns the groups that are now complete.
+
+        Nothing is sampled while ``policy_version`` is -1.
+        """
         ...
 
     def forget(self) -> None:
@@ -58,6 +62,18 @@ class Engine(Protocol):
     def apply(self, files: Sequence[Path], policy_version: int) -> None:
         """Replace the weights, all or nothing. Tokens from now on carry ``policy_version`` in their spans.
 
-        Raises WeightsError and keeps the old weights when the files do not fit the model.
+        Raises WeightsError: the old weights are kept when the files do not fit the model, and ``policy_version`` is -1
+        when they were half replaced, until another ``apply`` succeeds.
         """
         ...
+
+
+def check_request(request: Request, *, max_prompt_tokens: int, positions: int | None) -> None:
+    """Raise TaskError for what can never be generated. ``positions``: the model's limit in tokens, if it has one."""
+    prompt, new = len(request.prompt_token_ids), request.sampling.max_new_tokens
+    if min(prompt, new, request.sampling.n) < 1 or request.sampling.seed < 0:
+        raise TaskError(f"prompt of {prompt} tokens with {request.sampling} asks for nothing that can be sampled")
+    if prompt > max_prompt_tokens:
+        raise TaskError(f"prompt of {prompt} tokens is over sampling.max_prompt_tokens={max_prompt_tokens}")
+    if positions is not None and prompt + new > positions:
+        raise TaskError(f"prompt of {prompt} tokens + max_new_tokens={new} is over the model's {positions} positions")

@@ -9,12 +9,13 @@ from typing import Final
 import structlog
 
 from actors.engine import Engine
+from actors.fetching import Fetching
 from common.codec import decode
 from common.errors import InvalidMessage, WeightsError
 from common.messages import Task, WeightManifest
 from common.staleness import may_generate
 from common.streams import Streams
-from common.weights import verified
+from common.weights_source import WeightSource
 
 log = structlog.get_logger()
 
@@ -22,14 +23,22 @@ POLL_S: Final = 0.02
 """Weights are looked for no more often than this while tokens flow."""
 RETRY_S: Final = 0.5
 """Weights that did not load are tried again after this; newer ones at once."""
+FETCH_WAIT_S: Final = 0.1
+"""How long one look at the weights waits for their files while nothing may be generated without them."""
 
 
 class PolicyFollower:
     """Applies the newest manifest. Torn or altered weights keep the old version, and are retried."""
 
     def __init__(
-        self, streams: Streams, engine: Engine, max_staleness: int, clock: Callable[[], float] = time.monotonic
+        self,
+        streams: Streams,
+        engine: Engine,
+        max_staleness: int,
+        clock: Callable[[], float] = time.monotonic,
+        source: WeightSource | None = None,
     ) -> None:
+        """``source``: where the files of a manifest come from; a directory that is also here, if none is given."""
         self.epoch = 0
         """Learner epoch of the applied weights."""
         self.published_version = -1
@@ -42,6 +51,7 @@ class PolicyFollower:
         self._max_staleness = max_staleness
         self._clock = clock
         self._polled = float("-inf")
+        self._fetching = Fetching(source or WeightSource())
         self._retry_at: dict[WeightManifest, float] = {}
 
     @property
@@ -80,15 +90,26 @@ class PolicyFollower:
         if self._clock() < self._retry_at.get(manifest, float("-inf")):
             return
         try:
-            self._engine.apply(verified(manifest), manifest.version)
+            applied = self._fetch_and_apply(manifest)
         except WeightsError as error:
             self.failures += 1
             self.trouble = str(error)
             self._retry_at = {manifest: self._clock() + RETRY_S}
             log.warning("policy.apply_failed", reason=str(error), kept=self._engine.policy_version)
             return
-        self.epoch = manifest.epoch
-        self.trouble = ""
+        if applied:
+            self.trouble = ""
+
+    def _fetch_and_apply(self, wanted: WeightManifest) -> bool:
+        """Apply ``wanted``, or weights before it if their files came first; whether any were. Raises WeightsError."""
+        found = self._fetching.get(wanted, wait_s=0.0 if self.may_generate else FETCH_WAIT_S)
+        if found is None or found.manifest.epoch != wanted.epoch:
+            return False
+        if (found.manifest.epoch, found.manifest.version) <= (self.epoch, self._engine.policy_version):
+            return False
+        self._engine.apply(found.files, found.manifest.version)
+        self.epoch = found.manifest.epoch
+        return True
 
     def _newest(self) -> WeightManifest | None:
         """The newest of the last manifests; those of a fenced learner's older epoch are passed over."""

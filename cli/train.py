@@ -21,6 +21,7 @@ from common.process import open_streams
 from common.records import Ledger
 from common.settings import Settings
 from common.streams import Streams
+from common.weights_cache import default_directory, sweep
 
 States = Callable[[], Mapping[str, str]]
 Watch = Callable[[States], Coroutine[Any, Any, None]]
@@ -71,12 +72,16 @@ def server(run: RunDirectory) -> Iterator[tuple[str, EmbeddedServer | None]]:
 
 @contextmanager
 def shared_memory_freed(settings: Settings) -> Iterator[None]:
-    """Afterwards the weights in shared memory are gone: they hold RAM, and a learner publishes anew when it starts."""
+    """Afterwards the weights in shared memory are gone: they hold RAM, and a learner publishes anew when it starts.
+
+    So are the copies of actors that were killed.
+    """
     try:
         yield
     finally:
         if settings.weights.shared_memory and settings.weights_dir.is_dir():
             shutil.rmtree(settings.weights_dir)
+        sweep(settings.weights.cache_dir or default_directory())
 
 
 def prepare(settings: Settings, url: str) -> Streams:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final, TypeVar
 
 from common.messages import WeightFile
+
+HASH_THREADS: Final = 8
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 def sha256(path: Path) -> str:
@@ -48,4 +55,18 @@ def write_folder(final: Path, write: Callable[[Path], None], *, durable: bool) -
 
 
 def listed(folder: Path) -> tuple[WeightFile, ...]:
-    return tuple(WeightFile(name=p.name, sha256=sha256(p), size=p.stat().st_size) for p in sorted(folder.iterdir()))
+    paths = sorted(folder.iterdir())
+    digests = in_threads(sha256, paths)
+    return tuple(
+        WeightFile(name=path.name, sha256=digest, size=path.stat().st_size)
+        for path, digest in zip(paths, digests, strict=True)
+    )
+
+
+def in_threads(hashed: Callable[[T], U], items: Sequence[T]) -> list[U]:
+    """``hashed`` of every item, on several cores: hashlib lets go of the interpreter while it works."""
+    threads = min(len(items), HASH_THREADS, len(os.sched_getaffinity(0)))
+    if threads < 2:
+        return [hashed(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(hashed, items))

@@ -274,6 +274,16 @@ class WeightFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightLink:
+    """What one version published: all of its bytes, or the difference to the version before."""
+
+    __pydantic_config__ = CLOSED
+    version: int
+    uri: str
+    files: tuple[WeightFile, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightManifest:
     """Announces complete, hashed weights of one policy version. Sent last, so its presence means complete."""
 
@@ -283,8 +293,17 @@ class WeightManifest:
     parent: int
     """The version these weights were trained from; -1 for the first."""
     uri: str
+    """The folder of ``files``: an absolute path, or a URL without credentials."""
     files: tuple[WeightFile, ...]
+    chain: tuple[WeightLink, ...] = ()
+    """Empty: ``files`` are complete. Else they are differences, and this is what to apply them to: an anchor (whole),
+    then the differences after it up to ``parent``, oldest first; all of this epoch."""
     schema: int = SCHEMA_VERSION
+
+    @property
+    def links(self) -> tuple[WeightLink, ...]:
+        """The way to this version: its anchor, the differences after it, and what it published itself."""
+        return (*self.chain, WeightLink(version=self.version, uri=self.uri, files=self.files))
 
 
 def uid_of(*parts: str | int) -> str:

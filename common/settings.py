@@ -271,15 +271,15 @@ class Learner(Section):
 
 class Weights(Section):
     dir: Path | None = None
-    """Directory store for published weights. None: `weights/` in the run directory."""
+    """Directory of published weights, on a disk that actors share. None: `weights/` in the run directory."""
     shared_memory: bool = False
     """Publish through /dev/shm instead (one host)."""
     url: str = ""
-    """Publish to an object store or shared folder instead, as an fsspec URL: `s3://BUCKET/PREFIX`, `file:///mnt/spark`."""
-    anchor_every: int = Field(default=1, ge=1)
-    """Every so many versions are published whole; those between as the lossless difference to the one before."""
+    """Publish below URL/RUN instead, through fsspec: `s3://BUCKET/PREFIX`, `file:///mnt/x`. No credentials in it."""
+    anchor_every: int = Field(default=1, ge=1, le=256)
+    """Every so many versions one is published whole, those between as the lossless difference to the one before."""
     cache_dir: Path | None = None
-    """Where an actor keeps its copy of weights that come by URL or as differences. None: /dev/shm."""
+    """Where an actor keeps its own copy of weights that come by URL or as differences. None: /dev/shm, if there is."""
     keep: int = Field(default=2, ge=1)
     """Newest versions kept even when no live actor uses them."""
 
@@ -331,6 +331,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Settings:
+        _check_weights_url(self.weights.url)
         learner, staleness = self.learner, self.staleness.max_staleness
         if learner.groups_per_step % learner.updates_per_batch:
             raise ValueError(
@@ -360,3 +361,18 @@ class Settings(BaseSettings):
             place = str(self.run.directory.absolute())  # two runs of one name in two folders must not meet
             return Path("/dev/shm") / f"spark-{self.run.name}-{blake2s(place.encode(), digest_size=6).hexdigest()}"
         return self.weights.dir or self.run.directory / "weights"
+
+
+def _check_weights_url(url: str) -> None:
+    """The message does not repeat the URL: it may hold a password."""
+    if not url:
+        return
+    scheme, separator, place = url.partition("://")
+    if not separator or "::" in url:
+        raise ValueError("weights.url is no URL such as s3://BUCKET/PREFIX or file:///mnt/spark")
+    user = place.partition("/")[0].rpartition("@")[0]
+    if ":" in user or "?" in place or "#" in place:
+        raise ValueError(
+            f"weights.url holds credentials or a query; it is announced and logged, so leave them out and give them to "
+            f"{scheme} through its environment variables or configuration file"
+        )

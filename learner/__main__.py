@@ -1,4 +1,7 @@
-"""The learner: ``spark learner RUN.toml``. Settings, prompts and server first; torch only when they are right."""
+"""The learner: ``spark learner RUN.toml``. Settings, prompts and server first; torch only when they are right.
+
+Of a job that a launcher starts on several hosts only rank 0 is the learner; the others help it (``learner.ranks``).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from common.settings import Settings
 from common.templates import load_templates
 from common.watchdog import Stage, Watchdog
 from learner.checkpoint import CheckpointStore
+from learner.engines import follow_rank, open_engine, own_place
 from learner.heartbeat import Heartbeat
 from learner.metrics_file import MetricsFile
 from learner.prompts import open_prompts
@@ -33,6 +37,10 @@ EXPORT: Final = Stage(
 def run(settings: Settings) -> None:
     """Train until max_steps or the end of the prompts; SIGTERM saves and exits with STOPPED. Raises SparkError."""
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.learner.torch_threads))  # read when torch is imported
+    place = own_place(settings)
+    if not place.is_first:
+        structlog.contextvars.bind_contextvars(rank=place.rank)
+        sys.exit(follow_rank(settings, place))
     with Watchdog(settings.run.no_progress_s).watching() as watchdog:
         _run(settings, watchdog)
 
@@ -46,38 +54,34 @@ def _run(settings: Settings, watchdog: Watchdog) -> None:
         checkpoints = CheckpointStore(settings.run.directory / "checkpoints", settings.learner.checkpoints_kept)
         taken = take_over(streams, checkpoints, prompts, templates, settings)
 
-        import torch
+        with open_engine(settings) as engine:
+            from learner.loop import run as train
 
-        from learner.loop import run as train
-        from learner.torch_engine import TorchEngine
-
-        torch.set_num_threads(settings.learner.torch_threads)
-        torch.manual_seed(settings.run.seed)
-        engine = TorchEngine(settings)
-        load(engine, taken)
-        heartbeat = Heartbeat(streams, taken.fence.epoch, watchdog)
-        parts = assemble(
-            taken,
-            streams,
-            checkpoints,
-            prompts,
-            templates,
-            settings,
-            stopping=stopping,
-            beat=heartbeat.beat,
-            watchdog=watchdog,
-        )
-        watchdog.progress()
-        log.info("learner.started", epoch=taken.fence.epoch, policy_version=engine.policy_version, cursor=taken.cursor)
-        with MetricsFile(settings.run.directory / "metrics.jsonl", engine.policy_version) as metrics:
-            train(engine, parts.intake, parts.publisher, parts.committer, settings, recorder(metrics, watchdog))
-        heartbeat.stop()
-        if stopping():
-            log.info("learner.stopped", policy_version=engine.policy_version)
-            sys.exit(STOPPED)
-        watchdog.enter(EXPORT)
-        engine.export(settings.run.directory / "export")
-        log.info("learner.done", policy_version=engine.policy_version)
+            load(engine, taken)
+            heartbeat = Heartbeat(streams, taken.fence.epoch, watchdog)
+            parts = assemble(
+                taken,
+                streams,
+                checkpoints,
+                prompts,
+                templates,
+                settings,
+                stopping=stopping,
+                beat=heartbeat.beat,
+                watchdog=watchdog,
+            )
+            watchdog.progress()
+            version = engine.policy_version
+            log.info("learner.started", epoch=taken.fence.epoch, policy_version=version, cursor=taken.cursor)
+            with MetricsFile(settings.run.directory / "metrics.jsonl", version) as metrics:
+                train(engine, parts.intake, parts.publisher, parts.committer, settings, recorder(metrics, watchdog))
+            heartbeat.stop()
+            if stopping():
+                log.info("learner.stopped", policy_version=engine.policy_version)
+                sys.exit(STOPPED)
+            watchdog.enter(EXPORT)
+            engine.export(settings.run.directory / "export")
+            log.info("learner.done", policy_version=engine.policy_version)
 
 
 def recorder(metrics: MetricsFile, watchdog: Watchdog) -> Callable[[dict[str, Any]], None]:

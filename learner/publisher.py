@@ -13,7 +13,7 @@ from common.errors import WeightsError
 from common.lineage import ONE_LINE, Lineage
 from common.messages import WeightManifest
 from common.streams import Streams
-from common.weights import WeightStore, verified
+from common.weights import WeightStore
 from learner.engine import Engine
 
 log = structlog.get_logger()
@@ -55,11 +55,12 @@ class Publisher:
             self._published.append(engine.policy_version)
         self._forget_unused()
 
-    def _write(self, engine: Engine, parent: int) -> bool:
+    def _write(self, engine: Engine, parent: int, *, whole: bool = False) -> bool:
+        version = engine.policy_version
         try:
-            manifest = self._store.publish(self._epoch, engine.policy_version, parent, engine.write_weights)
+            manifest = self._store.publish(self._epoch, version, parent, engine.write_weights, whole=whole)
         except OSError as error:
-            log.error("weights.failed", reason=str(error), policy_version=engine.policy_version)
+            log.error("weights.failed", reason=str(error), policy_version=version)
             return False
         self._announce(manifest)
         return True
@@ -87,16 +88,25 @@ class Publisher:
         return self._announced is not None and self._announced.version == engine.policy_version
 
     def _mend(self, engine: Engine, manifest: WeightManifest) -> None:
-        """Write the files again when actors cannot load them and they are altered indeed."""
+        """Write the weights again, whole, when actors cannot load them and they are altered indeed.
+
+        A difference is always suspect: its files may be as they were written and yet not lead where they should.
+        """
         failures = sum(int(beat.get("apply_failures", 0)) for beat in self._actors())
         more, self._failures = failures > self._failures, failures
         if not more:
             return
+        reason = "actors cannot apply the difference" if manifest.chain else self._damage(manifest)
+        if reason:
+            log.error("weights.damaged", reason=reason)
+            self._write(engine, manifest.parent, whole=True)
+
+    def _damage(self, manifest: WeightManifest) -> str:
         try:
-            verified(manifest)
-        except WeightsError as error:
-            log.error("weights.damaged", reason=str(error))
-            self._write(engine, manifest.parent)
+            self._store.check(manifest)
+        except (WeightsError, OSError) as error:
+            return str(error)
+        return ""
 
     def _announce(self, manifest: WeightManifest) -> None:
         self._streams.publish(manifest)  # last: its presence means that the files are complete

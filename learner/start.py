@@ -161,7 +161,7 @@ def assemble(
     )
     publisher = Publisher(
         streams,
-        WeightStore(settings.weights_dir),
+        WeightStore.of(settings),
         fence.epoch,
         settings.weights.keep,
         lineage=taken.lineage,

@@ -2,39 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.messages import OBJECTIVES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TokenColumns:
+    """The completion tokens of a microbatch, all [N], without a gradient."""
+
+    logprobs: Tensor
+    behaviour: Tensor
+    """Log-probs while sampling."""
+    entropy: Tensor
+    """NaN where it was not computed."""
+    objectives: Tensor
+    """Index into ``OBJECTIVES``."""
+    staleness: Tensor
+    """In versions."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Name -> array on the host: what one rank sends to another."""
+        return {field.name: getattr(self, field.name).cpu().numpy() for field in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> TokenColumns:
+        """The inverse of ``arrays``. Raises KeyError when one is missing."""
+        return cls(**{field.name: torch.from_numpy(arrays[field.name]) for field in fields(cls)})
 
 
 class TokenStats:
     """Collects the completion tokens of a step; ``summary`` turns them into metrics."""
 
     def __init__(self) -> None:
-        self._columns: list[tuple[Tensor, ...]] = []
+        self._parts: list[TokenColumns] = []
 
-    def add(self, logprobs: Tensor, behaviour: Tensor, entropy: Tensor, objectives: Tensor, staleness: Tensor) -> None:
-        """All [N]: log-probs now and while sampling, entropy, index of the objective, staleness in versions."""
-        self._columns.append((logprobs, behaviour, entropy, objectives, staleness))
+    def add(self, columns: TokenColumns) -> None:
+        self._parts.append(columns)
+
+    def columns(self) -> TokenColumns:
+        """All that was added, on the host: one wait for the device in a step. Raises RuntimeError when nothing was."""
+        names = [field.name for field in fields(TokenColumns)]
+        return TokenColumns(**{name: torch.cat([getattr(part, name) for part in self._parts]).cpu() for name in names})
 
     def summary(self, clip: float) -> dict[str, float]:
         """Metrics over all tokens, then ``NAME/OBJECTIVE`` and ``NAME/staleness_K`` for each present."""
-        if not self._columns:
+        if not sum(len(part.logprobs) for part in self._parts):
             return {}
-        logprobs, behaviour, entropy, objectives, staleness = (torch.cat(c) for c in zip(*self._columns, strict=True))
-        log_ratio = logprobs - behaviour
-        metrics = {"tokens": float(len(logprobs)), **_ratio_metrics(log_ratio, clip), "entropy": float(entropy.mean())}
+        columns = self.columns()
+        log_ratio = columns.logprobs - columns.behaviour
+        metrics = {"tokens": float(len(log_ratio)), **_ratio_metrics(log_ratio, clip)}
+        metrics |= _entropy_metric("entropy", columns.entropy)
         for index, objective in enumerate(OBJECTIVES):
-            mine = objectives == index
+            mine = columns.objectives == index
             if mine.any():
-                metrics[f"entropy/{objective}"] = float(entropy[mine].mean())
+                metrics |= _entropy_metric(f"entropy/{objective}", columns.entropy[mine])
                 metrics |= {f"{k}/{objective}": v for k, v in _ratio_metrics(log_ratio[mine], clip).items()}
-        for lag in sorted(set(staleness.tolist())):
-            mine = staleness == lag
+        for lag in sorted(set(columns.staleness.tolist())):
+            mine = columns.staleness == lag
             metrics[f"tokens/staleness_{lag}"] = float(mine.sum())
             metrics |= {f"{k}/staleness_{lag}": v for k, v in _ratio_metrics(log_ratio[mine], clip).items()}
         return metrics
+
+
+def _entropy_metric(name: str, entropy: Tensor) -> dict[str, float]:
+    """Mean over the tokens that have one; no metric when none has."""
+    known = entropy[~entropy.isnan()]
+    return {name: float(known.mean())} if len(known) else {}
 
 
 def _ratio_metrics(log_ratio: Tensor, clip: float) -> dict[str, float]:

@@ -41,13 +41,13 @@ class ToyTrainer:
         """Uids of the batch that the next step is made on."""
 
     def old_logprobs(self, microbatches: Sequence[Microbatch]) -> Sequence[Any]:
-        return [batch.behaviour_logprobs_RL[batch.is_target_RL] for batch in microbatches]
+        return [batch.behaviour_logprobs_T[batch.is_target_T] for batch in microbatches]
 
     def step(self, microbatches: Sequence[Microbatch], old: Sequence[Any] | None = None) -> dict[str, float]:
         chain = hashlib.sha256(self.chain.encode())
         chain.update(" ".join(self.batch).encode())
         for batch in microbatches:
-            for array in (batch.token_ids_RL, batch.advantages_R, batch.objectives_R):
+            for array in (batch.token_ids_T, batch.advantages_S, batch.objectives_S):
                 chain.update(array.tobytes())
         self.chain = chain.hexdigest()
         self.trained += self.batch

@@ -91,14 +91,14 @@ class ToyTrainer:
         return self.weights.version
 
     def old_logprobs(self, microbatches: Sequence[Microbatch]) -> Sequence[Any]:
-        return [batch.behaviour_logprobs_RL[batch.is_target_RL] for batch in microbatches]
+        return [batch.behaviour_logprobs_T[batch.is_target_T] for batch in microbatches]
 
     def step(self, microbatches: Sequence[Microbatch], old: Sequence[Any] | None = None) -> dict[str, float]:
         self._point("step")
         chain = hashlib.blake2b(self.weights.chain.encode(), digest_size=16)
         chain.update(" ".join(self.batch).encode())
         for batch in microbatches:
-            for array in (batch.token_ids_RL, batch.advantages_R, batch.objectives_R):
+            for array in (batch.token_ids_T, batch.advantages_S, batch.objectives_S):
                 chain.update(array.tobytes())
         after = Weights(self.weights.version + 1, chain.hexdigest())
         self._family.add(after, self.weights)

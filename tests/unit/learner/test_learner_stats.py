@@ -8,20 +8,24 @@ import pytest
 import torch
 
 from learner.group_stats import GroupStats
-from learner.token_stats import TokenStats
+from learner.token_stats import TokenColumns, TokenStats
 
 
-def summary(ratios, *, objectives=None, staleness=None, clip=0.2):
-    stats = TokenStats()
+def columns(ratios, *, entropy=None, objectives=None, staleness=None) -> TokenColumns:
     n = len(ratios)
     behaviour = torch.full((n,), -1.0)
-    stats.add(
-        behaviour + torch.tensor(ratios).log(),
-        behaviour,
-        torch.arange(n).float(),
-        torch.tensor(objectives or [0] * n),
-        torch.tensor(staleness or [0] * n),
+    return TokenColumns(
+        logprobs=behaviour + torch.tensor(ratios).log(),
+        behaviour=behaviour,
+        entropy=torch.arange(n).float() if entropy is None else torch.tensor(entropy),
+        objectives=torch.tensor(objectives or [0] * n),
+        staleness=torch.tensor(staleness or [0] * n),
     )
+
+
+def summary(ratios, *, clip=0.2, **others):
+    stats = TokenStats()
+    stats.add(columns(ratios, **others))
     return stats.summary(clip)
 
 
@@ -56,11 +60,27 @@ def test_objectives_and_staleness_are_told_apart() -> None:
 
 def test_microbatches_are_one_step() -> None:
     stats = TokenStats()
-    for ratio in (1.0, 3.0):
-        column = torch.tensor([ratio]).log()
-        stats.add(column, torch.zeros(1), torch.zeros(1), torch.zeros(1, dtype=torch.int64), torch.zeros(1).long())
+    for ratio in ([1.0], [], [3.0]):
+        stats.add(columns(ratio))
     assert stats.summary(0.2)["ess"] == pytest.approx(16 / (2 * 10))
     assert TokenStats().summary(0.2) == {}
+    empty = TokenStats()
+    empty.add(columns([]))
+    assert empty.summary(0.2) == {}
+
+
+def test_tokens_without_an_entropy_are_left_out_of_it() -> None:
+    nan = float("nan")
+    found = summary([1.0] * 4, entropy=[1.0, nan, 3.0, nan], objectives=[0, 0, 0, 3])
+    assert (found["entropy"], found["entropy/solve"], found["tokens"]) == (2.0, 2.0, 4.0)
+    assert "entropy/reflect" not in found
+    assert found["kl/reflect"] == 0
+
+
+def test_columns_travel_as_arrays() -> None:
+    sent = columns([1.0, 2.0], objectives=[0, 3], staleness=[1, 2])
+    read = TokenColumns.from_arrays(sent.arrays())
+    assert all(torch.equal(getattr(read, name), getattr(sent, name)) for name in sent.arrays())
 
 
 def test_rates_of_the_judge(make_group) -> None:

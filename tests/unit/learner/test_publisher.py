@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+from weight_versions import Model
 
 from common.codec import encode
 from common.lineage import ONE_LINE
+from common.remote import Remote
 from common.weights import WeightStore, verified
 from learner.publisher import TEND_S, Publisher
 
@@ -157,3 +159,101 @@ def test_damaged_weights_that_actors_cannot_load_are_written_again(tended, tmp_p
 def test_an_actor_that_never_updates_does_not_keep_every_version(tmp_path) -> None:
     beats = {"stuck": {"role": "actor", "policy_version": 0}}
     assert publish(tmp_path, range(40), beats)[1] == list(range(24, 40))
+
+
+# -- differences --------------------------------------------------------------------------------------------------
+
+
+class ModelEngine:
+    """Writes tensors, of which a step moves a few bits."""
+
+    def __init__(self) -> None:
+        self.policy_version = 0
+        self.model = Model()
+
+    def step(self) -> None:
+        self.policy_version += 1
+        self.model.step()
+
+    def write_weights(self, folder) -> None:
+        self.model.write(folder)
+
+
+@dataclass
+class Announced(Server):
+    def publish(self, manifest) -> None:
+        self.manifests.append(manifest)
+
+
+@pytest.fixture
+def chained(tmp_path):
+    clock, server = Clock(), Announced()
+    store = WeightStore(tmp_path, anchor_every=4)
+    return server, Publisher(server, store, epoch=3, kept=1, clock=clock), clock
+
+
+def publish_steps(publisher, engine, count) -> None:
+    for _ in range(count):
+        publisher.publish(engine)
+        engine.step()
+    engine.policy_version -= 1  # it is as it was published
+
+
+def test_the_chain_of_the_newest_version_is_kept(chained, tmp_path) -> None:
+    server, publisher, _ = chained
+    publish_steps(publisher, ModelEngine(), 7)
+    assert [len(manifest.chain) for manifest in server.manifests] == [0, 1, 2, 3, 0, 1, 2]
+    assert [link.version for link in server.manifests[-1].links] == [4, 5, 6]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(f"e000003-v{version:08d}" for version in (4, 5, 6)),
+        "e000003-v00000006.whole",
+    }
+
+
+def test_a_difference_that_actors_cannot_apply_is_published_whole(chained) -> None:
+    """Even where every file is as it was written: it may not lead where it should."""
+    server, publisher, clock = chained
+    engine = ModelEngine()
+    publish_steps(publisher, engine, 2)
+    clock.now += TEND_S + 1
+    publisher.tend(engine)
+    assert len(server.manifests) == 2  # nobody complains
+    server.beats["a"] = {"role": "actor", "policy_version": 0, "apply_failures": 1}
+    for _ in range(3):
+        clock.now += TEND_S + 1
+        publisher.tend(engine)
+    assert [(m.version, m.parent, len(m.chain)) for m in server.manifests] == [(0, -1, 0), (1, 0, 1), (1, 0, 0)]
+    assert verified(server.manifests[2])
+    server.beats["a"]["apply_failures"] = 2
+    clock.now += TEND_S + 1
+    publisher.tend(engine)
+    assert len(server.manifests) == 3  # whole weights that are intact are not the reason
+
+
+def test_a_difference_that_the_server_lost_is_announced_again_with_its_chain(chained) -> None:
+    server, publisher, clock = chained
+    engine = ModelEngine()
+    publish_steps(publisher, engine, 3)
+    announced = server.manifests[-1]
+    server.manifests.clear()
+    clock.now += TEND_S + 1
+    publisher.tend(engine)
+    assert server.manifests == [announced]
+    assert len(announced.chain) == 2
+
+
+def test_a_store_that_cannot_be_reached_is_tried_again(tmp_path, monkeypatch) -> None:
+    clock, server = Clock(), Announced()
+    remote = Remote(f"file://{tmp_path}/shared", "demo", writing=True)
+    publisher = Publisher(server, WeightStore(tmp_path / "w", remote=remote), epoch=3, kept=2, clock=clock)
+
+    def away(_folder) -> None:
+        raise OSError("no route to host")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "upload", away)
+        publisher.publish(ModelEngine())
+    assert server.manifests == []
+    clock.now += TEND_S + 1
+    publisher.tend(ModelEngine())
+    assert [manifest.uri for manifest in server.manifests] == [f"file://{tmp_path}/shared/demo/e000003-v00000000"]

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import FAMILIES, save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from common.errors import SettingsError
 from common.messages import OBJECTIVES
 from common.settings import Settings
-from learner.packing import pack
+from learner.packing import Microbatch, empty_microbatch, pack, tokens_by_objective
+from learner.tensor_files import read_tensors, write_tensors
 from learner.torch_engine import TorchEngine
 
 WEIGHTS = {"solve": 1.0, "pointwise": 0.25, "pairwise": 0.25, "reflect": 0.5}
@@ -21,11 +24,16 @@ WEIGHTS = {"solve": 1.0, "pointwise": 0.25, "pairwise": 0.25, "reflect": 0.5}
 
 @pytest.fixture
 def make_engine(tiny_model):
-    def make(loss=None, **learner) -> TorchEngine:
-        fields = {"lr": 1e-2, "warmup_steps": 0, "max_steps": 10, "grad_clip": 1e9, **learner}
-        return TorchEngine(Settings(model={"path": str(tiny_model)}, learner=fields, loss=loss or {}))
+    def make(loss=None, folder=tiny_model, model=None, **learner) -> TorchEngine:
+        fields = {"lr": 1e-2, "warmup_steps": 0, "max_steps": 10, "grad_clip": 1e9, "device": "cpu", **learner}
+        return TorchEngine(Settings(model={"path": str(folder), **(model or {})}, learner=fields, loss=loss or {}))
 
     return make
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request, tmp_path_factory):
+    return save_tiny_model(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture
@@ -88,15 +96,77 @@ def test_the_result_does_not_depend_on_the_microbatches(make_engine, joint_batch
             torch.testing.assert_close(other[name], gradient, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("learner", [{}, {"packing": False}, {"gradient_checkpointing": True}], ids=str)
+def test_packed_padded_and_checkpointed_gradients_are_those_of_one_at_a_time(
+    make_engine, family, make_sample, learner
+) -> None:
+    """Sequences longer and shorter than the window of 8 that two of the families slide."""
+    rng = np.random.default_rng(1)
+    shapes = [(4, 5), (3, 17), (9, 31), (2, 2), (4, 5), (6, 12)]
+    samples = [make_sample(rng, prompt=p, tokens=t, objective=OBJECTIVES[i % 4]) for i, (p, t) in enumerate(shapes)]
+    loss, expected = plain_gradient(family, samples)
+    engine = make_engine(folder=family, tokens_per_microbatch=64, **learner)
+    assert engine._scorer.form.packs == learner.get("packing", True)
+    found = capture_gradient(engine, pack(samples, 64))
+    assert max(g.abs().max() for g in expected.values()) > 1e-3
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
+    assert make_engine(folder=family, **learner).step(pack(samples, 64))["loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_an_empty_microbatch_reaches_every_parameter_and_changes_none(make_engine, joint_batch) -> None:
+    alone = make_engine()
+    part = alone._loss(empty_microbatch(), tokens_by_objective(pack(joint_batch, 60)))
+    part.loss.backward()
+    assert part.loss.item() == 0
+    assert all((p.grad == 0).all() for p in alone.model.parameters())
+    batches = pack(joint_batch, 60)
+    with_it = make_engine().step([*batches, empty_microbatch()])
+    without = make_engine().step(batches)
+    assert with_it == without
+
+
+def test_a_microbatch_that_was_sent_as_bytes_can_be_trained_on(make_engine, joint_batch) -> None:
+    """What arrives is read-only."""
+    batches = pack(joint_batch, 60)
+    sent = [
+        {name: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape) for name, a in batch.arrays().items()}
+        for batch in batches
+    ]
+    assert make_engine().step([Microbatch.from_arrays(arrays) for arrays in sent]) == make_engine().step(batches)
+
+
+def test_parts_of_a_batch_sum_to_its_loss(make_engine, joint_batch) -> None:
+    """However the microbatches are dealt out to ranks, as long as the counts are those of all."""
+    engine, batches = make_engine(), pack(joint_batch, 30)
+    counts = tokens_by_objective(batches)
+    parts = [engine._loss(batch, counts).loss.item() for batch in batches]
+    assert sum(parts) == pytest.approx(make_engine().step(batches)["loss"], rel=1e-5)
+    assert min(map(abs, parts)) > 0
+
+
+def test_a_wrapped_model_is_run_in_place_of_the_bare_one(make_engine, joint_batch) -> None:
+    engine, [batch] = make_engine(), pack(joint_batch, 1000)
+    calls = []
+
+    def wrapper(**arguments):
+        calls.append(arguments)
+        return engine.model(**arguments)
+
+    bare = engine._loss(batch, tokens_by_objective([batch])).loss
+    assert engine._loss(batch, tokens_by_objective([batch]), model=wrapper).loss.item() == bare.item()
+    assert len(calls) == 1
+
+
 def test_a_step_raises_what_was_good_and_lowers_what_was_bad(make_engine, make_sample) -> None:
     """The update itself, not only its gradient: a positive advantage makes its completion likelier."""
     engine = make_engine()
     samples = [make_sample(np.random.default_rng(seed), prompt=3, tokens=4) for seed in (1, 2)]
     good, bad = pack(samples, 1)
-    good.advantages_R[:], bad.advantages_R[:] = 1.0, -1.0
+    good.advantages_S[:], bad.advantages_S[:] = 1.0, -1.0
     before = [logprobs.sum().item() for logprobs in engine.old_logprobs([good, bad])]
     for batch, logprobs in zip((good, bad), engine.old_logprobs([good, bad]), strict=True):
-        batch.behaviour_logprobs_RL[batch.is_target_RL] = logprobs.numpy()
+        batch.behaviour_logprobs_T[batch.is_target_T] = logprobs.numpy()
     engine.step([good, bad])
     after = [logprobs.sum().item() for logprobs in engine.old_logprobs([good, bad])]
     assert after[0] > before[0]
@@ -213,6 +283,68 @@ def test_weights_hold_every_parameter_once(make_engine, tmp_path) -> None:
     written = load_file(file)
     assert written.keys() == parameters(engine).keys()
     assert "lm_head.weight" not in written  # tied to the embedding
+
+
+def test_weights_are_of_the_actors_dtype_and_checkpoints_of_the_learners(make_engine, tmp_path) -> None:
+    engine = make_engine(model={"dtype": "bfloat16"})
+    for name, dtype in (("weights", torch.bfloat16), ("checkpoint", torch.float32)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (engine.write_weights if name == "weights" else engine.write_checkpoint)(folder)
+        written = dict(read_tensors(folder, "model"))
+        assert {tensor.dtype for tensor in written.values()} == {dtype}
+        assert all(torch.equal(value.to(dtype), written[key]) for key, value in parameters(engine).items())
+
+
+def test_big_weights_are_several_files(tmp_path) -> None:
+    tensors = {f"t{index}": torch.full((100,), float(index)) for index in range(7)}
+    tensors["big"] = torch.zeros(1000)
+    write_tensors(tensors, tmp_path, "model", torch.bfloat16, most=500)
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == [
+        f"model-{index}-of-00005.safetensors" for index in ("00001", "00002", "00003", "00004", "00005")
+    ]
+    assert [len(load_file(file)) for file in files] == [2, 2, 2, 1, 1]
+    assert dict(read_tensors(tmp_path, "model")).keys() == tensors.keys()
+    with pytest.raises(FileNotFoundError, match="holds no optimizer"):
+        next(read_tensors(tmp_path, "optimizer"))
+
+
+# -- device, precision, memory ------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_is_not_there_is_a_settings_error(make_engine, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingsError, match=r"learner\.device='cuda'"):
+        make_engine(device="cuda")
+    assert make_engine(device="auto")._scorer.device.type == "cpu"
+
+
+def test_bfloat16_trains_float32_weights_near_to_float32(make_engine, joint_batch) -> None:
+    """Autocast in the forward pass; log-probs and everything that follows stay float32."""
+    full, half = make_engine(), make_engine(precision="bfloat16")
+    assert half._scorer.form.packs
+    batches = pack(joint_batch, 60)
+    exact, rounded = (torch.cat(engine.old_logprobs(batches)) for engine in (full, half))
+    assert rounded.dtype == torch.float32
+    assert 0 < (exact - rounded).abs().mean() < 0.05
+    assert not torch.equal(rounded, rounded.bfloat16().float())
+    expected, found = capture_gradient(full, batches), capture_gradient(half, batches)
+    assert {p.dtype for p in half.model.parameters()} == {torch.float32} == {g.dtype for g in found.values()}
+    one, other = (torch.cat([g.flatten() for g in gradient.values()]) for gradient in (expected, found))
+    assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.99
+
+
+def test_gradient_checkpointing_recomputes_the_layers_without_dropout(make_engine, tmp_path, joint_batch) -> None:
+    folder = save_tiny_model("llama", tmp_path, attention_dropout=0.9)
+    engine = make_engine(folder=folder, gradient_checkpointing=True)
+    counted = [0]
+    engine.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: counted.__setitem__(0, counted[0] + 1))
+    [batch] = pack(joint_batch, 1000)
+    first = engine._loss(batch, tokens_by_objective([batch])).loss
+    first.backward()
+    assert counted == [2]
+    assert engine._loss(batch, tokens_by_objective([batch])).loss.item() == first.item()
 
 
 def test_a_folder_that_takes_no_file_is_an_os_error(make_engine, tmp_path) -> None:
