@@ -87,7 +87,7 @@ def members(request: pytest.FixtureRequest, client: Client, server_url: str, tmp
     save_tiny_model(request.param, tmp_path / "model")
     (tmp_path / "run.toml").write_text(RUN, encoding="utf-8")
     (tmp_path / "reward.py").write_text(textwrap.dedent(REWARD), encoding="utf-8")
-    prompts = [f'{{"prompt": "w{3 + i % 20} w{3 + i % 7} w{3 + i % 3}", "answer": ""}}\n' for i in range(40)]
+    prompts = [f'{{"prompt": "w{3 + i % 20} w{3 + i % 7} w{3 + i % 3}", "answer": "w3"}}\n' for i in range(40)]
     (tmp_path / "prompts.jsonl").write_text("".join(prompts), encoding="utf-8")
     running = Members(tmp_path, server_url)
     yield running
