@@ -105,6 +105,7 @@ def take_over(
     fence = Fence(streams, checkpoints, epoch, token, generation, clock)
     if saved:
         _settle(streams, fence, saved)
+    streams.mend_leases()  # before the first task is leased: without an earlier time nobody sees the clock go back
     return Takeover(fence=fence, saved=saved, lineage=Lineage.of(epoch, starts), cursor=streams.cursor() or 0)
 
 

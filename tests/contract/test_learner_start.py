@@ -119,6 +119,21 @@ def test_epochs_record_what_they_go_on_from(start, streams) -> None:
     assert third.taken.fence.generation == second.taken.fence.generation == streams.generation()
 
 
+def test_the_servers_clock_is_known_before_the_first_lease(start, streams) -> None:
+    """Set back before anybody had looked at it, it would keep what a dead actor holds for as long (seed 69500)."""
+    client, clock = streams.client, streams.keys.clock
+    assert client.get(clock) is None
+    learner = start()
+    assert client.xlen(streams.keys.tasks("policy")) == 0
+    seconds, _ = client.time()
+    assert abs(int(client.get(clock)) / 1000 - seconds) < 60
+    client.set(clock, (seconds + 3600) * 1000)  # as if it had been an hour on
+    learner.issuer.issue(1, 0)
+    [entry] = streams.read_new(ACTORS, "dead", [streams.keys.tasks("policy")], 1, None)
+    assert streams.mend_leases() == 1
+    assert entry.deliveries == 1
+
+
 def test_an_epoch_whose_record_was_torn_is_nobodys_ancestor(start) -> None:
     start().save(4)
     start()
