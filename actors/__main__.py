@@ -10,7 +10,6 @@ from common.heartbeat import Heartbeat
 from common.process import open_streams, until_told_to_stop
 from common.settings import Settings
 from common.watchdog import Watchdog
-from common.weights_source import WeightSource
 
 log = structlog.get_logger()
 
@@ -25,11 +24,12 @@ def run(settings: Settings, name: str) -> None:
         import torch
 
         from actors.actor import Actor
+        from actors.adapter_source import open_source
         from actors.engines import close_engine, open_engine
         from actors.verifiers.pool import VerifierPool
 
         torch.set_num_threads(settings.actor.torch_threads)
-        source = WeightSource.of(settings)
+        source = open_source(settings)
         engine = open_engine(settings)
         pool = VerifierPool(
             workers=settings.verifier.workers,

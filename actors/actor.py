@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import structlog
 
 from actors.engine import Engine, Generated, Request
+from actors.fetching import Source
 from actors.policy import PolicyFollower
 from actors.stages import stage_of
 from actors.suspects import Suspects
@@ -25,7 +26,6 @@ from common.keys import ACTORS
 from common.messages import Kind, Rollout, RolloutGroup, Task, Verdict
 from common.streams import Delivery, Product, Streams
 from common.watchdog import Stage
-from common.weights_source import WeightSource
 
 log = structlog.get_logger()
 
@@ -66,7 +66,7 @@ class Actor:
         lease_s: float,
         max_deliveries: int,
         heartbeat: Heartbeat | None = None,
-        source: WeightSource | None = None,
+        source: Source | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,

@@ -8,9 +8,25 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from common.messages import WeightManifest
-from common.weights_source import WeightSource
+
+
+class Source(Protocol):
+    """Turns manifests into files for an engine: ``common.weights_source.WeightSource``, or one that merges adapters."""
+
+    def at_hand(self, manifest: WeightManifest) -> bool:
+        """Whether ``fetch`` has nothing to copy or to compute, and is called at once."""
+        ...
+
+    def fetch(self, manifest: WeightManifest) -> list[Path]:
+        """Complete, verified files, valid until the next call. Raises WeightsError."""
+        ...
+
+    def close(self) -> None:
+        """Remove what was copied."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +41,7 @@ class _Job:
     done: threading.Event = field(default_factory=threading.Event)
     outcome: list[Path] | Exception = field(default_factory=list)
 
-    def run(self, source: WeightSource) -> None:
+    def run(self, source: Source) -> None:
         try:
             self.outcome = source.fetch(self.manifest)
         except Exception as error:  # noqa: BLE001  (raised in the thread that asks)
@@ -41,7 +57,7 @@ class _Job:
 class Fetching:
     """One fetch at a time; one that was begun is finished, so that versions which come faster do not starve it."""
 
-    def __init__(self, source: WeightSource) -> None:
+    def __init__(self, source: Source) -> None:
         self._source = source
         self._job: _Job | None = None
 

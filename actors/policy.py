@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from actors.engine import Engine
-from actors.fetching import Fetching
+from actors.fetching import Fetching, Source
 from common.codec import decode
 from common.errors import InvalidMessage, WeightsError
 from common.messages import Task, WeightManifest
@@ -36,7 +36,7 @@ class PolicyFollower:
         engine: Engine,
         max_staleness: int,
         clock: Callable[[], float] = time.monotonic,
-        source: WeightSource | None = None,
+        source: Source | None = None,
     ) -> None:
         """``source``: where the files of a manifest come from; a directory that is also here, if none is given."""
         self.epoch = 0

@@ -26,8 +26,6 @@ def check_run(settings: Settings) -> None:
     if settings.redis.memory_share <= 0:
         raise SettingsError("redis.memory_share=0 would never issue a prompt; set it between 0 and 1")
     check_installed(settings)
-    if settings.lora.rank > 0:
-        raise SettingsError(f"lora.rank={settings.lora.rank}, but training an adapter is not built yet; set it to 0")
     check_model(settings)
     sys.path[:0] = [str(path) for path in settings.run.python_path]  # for verifiers `python:MODULE:FUNCTION`
     templates = load_templates(settings.templates.path)

@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from common.errors import SettingsError
 from common.pretrained import pretrained
 from common.settings import Settings
+from learner.lora import published, with_adapter
 
 
 def device_of(settings: Settings) -> torch.device:
@@ -25,6 +26,7 @@ def device_of(settings: Settings) -> torch.device:
 def load_model(settings: Settings, *, trained: bool = True) -> Any:
     """The causal LM of ``model.path`` in float32 on its device; ``trained=False``: a frozen copy, the reference.
 
+    With ``lora.rank`` above 0 the trained one has a fresh adapter, and all else of it is frozen.
     In ``eval()``: no dropout, since the ratio compares the same function at two points in time.
     """
     disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -38,6 +40,8 @@ def load_model(settings: Settings, *, trained: bool = True) -> Any:
     model = model.to(device_of(settings)).eval()
     if not trained:
         return model.requires_grad_(False)
+    if settings.lora.rank > 0:
+        model = with_adapter(model, settings.lora)
     if settings.learner.gradient_checkpointing:
         checkpoint_activations(model)
     return model
@@ -63,9 +67,9 @@ def checkpoint_activations(model: Any) -> None:
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """What the optimizer moves and checkpoints hold, tied ones once."""
-    return dict(model.named_parameters())
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def published_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What actors load, by the names of the Hugging Face model, tied ones once."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    """What actors load: an adapter alone, else all weights by the names of the Hugging Face model, tied ones once."""
+    return published(model) or {name: parameter.detach() for name, parameter in model.named_parameters()}

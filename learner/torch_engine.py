@@ -16,6 +16,7 @@ from common.errors import SettingsError
 from common.pretrained import pretrained
 from common.settings import Settings
 from learner.batch_loss import BatchLoss
+from learner.lora import export_adapter, merged
 from learner.model import load_model, published_tensors, trained_parameters
 from learner.packing import Microbatch, tokens_by_objective
 from learner.schedule import learning_rate
@@ -28,6 +29,8 @@ log = structlog.get_logger()
 MODEL = "model"
 OPTIMIZER = "optimizer"
 """Stems of the files of a checkpoint."""
+ADAPTER_FOLDER = "adapter"
+"""Of an exported LoRA run: the adapter alone, beside the model that it is merged into."""
 EXPORTED_FILE = "spark.json"
 
 
@@ -84,8 +87,12 @@ class TorchEngine:
         }
 
     def write_weights(self, folder: Path) -> None:
-        """What actors run, in their dtype: tied parameters once, in files of at most about 2 GB."""
-        write_tensors(published_tensors(self.model), folder, MODEL, getattr(torch, self._settings.model.dtype))
+        """What actors run, in their dtype: tied parameters once, in files of at most about 2 GB.
+
+        An adapter stays in float32: it is small, and rounded once, where it is merged.
+        """
+        dtype = torch.float32 if self._settings.lora.rank > 0 else getattr(torch, self._settings.model.dtype)
+        write_tensors(published_tensors(self.model), folder, MODEL, dtype)
 
     def write_checkpoint(self, folder: Path) -> None:
         """Parameters and optimizer state in float32."""
@@ -102,8 +109,9 @@ class TorchEngine:
         saved, live = dict(read_tensors(folder, MODEL)), trained_parameters(self.model)
         if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in live.items()}:
             raise SettingsError(
-                f"checkpoint {folder.name} is of another model than model.path={self._settings.model.path!r}; "
-                "name the model the run was started with, or start under a new run.name"
+                f"checkpoint {folder.name} is of another model than model.path={self._settings.model.path!r} "
+                f"with lora.rank={self._settings.lora.rank}; name those the run was started with, "
+                "or start under a new run.name"
             )
         with torch.no_grad():
             for name, parameter in live.items():
@@ -117,11 +125,17 @@ class TorchEngine:
     def export(self, folder: Path) -> None:
         """A Hugging Face directory that ``from_pretrained`` loads, with tokenizer and chat template.
 
-        ``spark.json`` says which policy version it is; it is there only when all the rest is.
+        An adapter is merged into it, and is in ``adapter/`` alone too. ``spark.json`` says which policy version it is;
+        it is there only when all the rest is.
         """
         (folder / EXPORTED_FILE).unlink(missing_ok=True)
         tokenizer: Any = pretrained(AutoTokenizer.from_pretrained, self._settings.model)
-        self.model.save_pretrained(folder)
+        if self._settings.lora.rank > 0:
+            (folder / ADAPTER_FOLDER).mkdir(parents=True, exist_ok=True)
+            export_adapter(self.model, self._settings.lora, self._settings.model.path, folder / ADAPTER_FOLDER)
+            merged(self.model).save_pretrained(folder)
+        else:
+            self.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         version = json.dumps({"policy_version": self.policy_version})
         (folder / EXPORTED_FILE).write_text(version + "\n", encoding="utf-8")

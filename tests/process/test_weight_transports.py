@@ -53,3 +53,22 @@ def test_a_run_on_differences_by_url_trains_survives_a_kill_and_its_audit_is_cle
     for member in ("actor-0", "actor-1"):
         assert events(up.run, member, "policy.apply_failed") == []
     assert list(cache.iterdir()) == []
+
+
+def test_a_run_that_trains_an_adapter_publishes_it_alone_and_resumes(start: Callable[..., Up], tmp_path: Path) -> None:
+    lora = ("lora.rank=8", "lora.alpha=16", "learner.lr=3e-3", f"weights.cache_dir={tmp_path / 'cache'}")
+    up = start("learner.max_steps=4", *lora)
+    assert up.wait() == 0, up.output.read_text()
+    again = start("learner.max_steps=8", *lora)
+    assert again.wait() == 0, again.output.read_text()
+
+    assert steps_of(up.run) == list(range(1, 9))
+    audited = spark("audit", str(up.run), cwd=tmp_path)
+    assert audited.returncode == 0, audited.stdout + audited.stderr
+    newest = max((up.run / "weights").glob("e*-v*"))
+    (exported,) = (up.run / "export").glob("*.safetensors")
+    assert size(newest) < exported.stat().st_size / 3
+    assert (up.run / "export" / "adapter" / "adapter_config.json").is_file()
+    for member in ("actor-0", "actor-1"):
+        assert events(up.run, member, "policy.apply_failed") == []
+    assert list((tmp_path / "cache").iterdir()) == []
