@@ -1,10 +1,10 @@
 """What one server carries: simulated actors that ship long rollouts as fast as they can, and a learner that takes all.
 
-``python -m bench.scale [--actors 1 10 100 1000 3000] [--seconds 10] [--tokens 8192]``. Every simulated actor has its own
-connection, consumer and heartbeat, and makes the product's own calls: claim a task, ship a group (8 rollouts). The
+``python -m bench.scale [--actors 1 10 100 1000 3000] [--seconds 10] [--tokens 8192]``. Every simulated actor has its
+own connection, consumer and heartbeat, and makes the product's own calls: claim a task, ship a group (8 rollouts). The
 learner issues tasks, reads and decodes groups, and acknowledges them behind a window. All actors share one process and
-the learner is another, so on two cores it is these, rather than the server, that set the rate: the share of a core that
-each of the three used stands beside it.
+the learner is another, so on two cores it is these, rather than the server, that set the rate: beside it stand the
+share of a core that both used, and the server's CPU seconds per gigabyte that came in.
 """
 
 from __future__ import annotations
@@ -64,11 +64,8 @@ def measure(count: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "ship_ms_p50": actors["ship_ms_p50"],
         "ship_ms_p99": actors["ship_ms_p99"],
         "intake_groups_per_s": consumed["groups"] / consumed["seconds"],
-        "cpu": {
-            "actors": actors["cpu_share"],
-            "server": used / consumed["seconds"],
-            "learner": consumed["cpu_share"],
-        },
+        "cpu_shares": {"actors": actors["cpu_share"], "learner": consumed["cpu_share"]},
+        "server_cpu_s_per_gb": used / (actors["groups"] + count) / actors["group_bytes"] * 1e9,
         "server_mb": consumed["server_bytes"] / MB,
         "server_peak_mb": info["used_memory_peak"] / MB,
         "unacked_groups": consumed["unacked"],
@@ -97,13 +94,16 @@ def _cpu_seconds(client: Any) -> float:
 def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     title = f"groups of {arguments.group} rollouts of {arguments.tokens} tokens, {rows[0]['group_mb']:.2f} MB each"
     columns = ["actors", "rollouts/s", "MB/s", "ship ms p50 / p99", "learner reads groups/s"]
-    table = Table(*columns, "core share: actors / server / learner", "server MB, un-acked groups", title=title)
+    table = Table(
+        *columns, "core share: actors / learner", "server CPU s/GB", "server MB, un-acked groups", title=title
+    )
     for row in rows:
-        cpu = " / ".join(f"{row['cpu'][name]:.2f}" for name in ("actors", "server", "learner"))
+        cpu = " / ".join(f"{share:.2f}" for share in row["cpu_shares"].values())
+        server = f"{row['server_cpu_s_per_gb']:.1f}"
         rates = [f"{row['rollouts_per_s']:.0f}", f"{row['mb_per_s']:.0f}"]
         ship = f"{row['ship_ms_p50']:.1f} / {row['ship_ms_p99']:.1f}" if row["ship_ms_p50"] is not None else "-"
         memory = f"{row['server_mb']:.0f} (peak {row['server_peak_mb']:.0f}), {row['unacked_groups']}"
-        table.add_row(str(row["actors"]), *rates, ship, f"{row['intake_groups_per_s']:.0f}", cpu, memory)
+        table.add_row(str(row["actors"]), *rates, ship, f"{row['intake_groups_per_s']:.0f}", cpu, server, memory)
     Console(width=150).print(table)
     print(json.dumps({"rows": rows, "tokens": arguments.tokens, "group": arguments.group, "window": arguments.window}))
 
