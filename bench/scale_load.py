@@ -120,9 +120,8 @@ def learner(arguments: argparse.Namespace) -> dict[str, Any]:
     groups = 0
     started, cpu_started, first = time.monotonic(), time.process_time(), float("inf")
     while time.monotonic() < min(started + LONGEST_START_S, first + arguments.seconds):
-        if streams.client.xlen(keys.tasks("policy")) < arguments.actors + TASKS_AHEAD:
+        if streams.backlog(keys.tasks("policy"), ACTORS).undelivered < arguments.actors + TASKS_AHEAD:
             prompts = streams.issue(TOKEN, prompts, [task(prompts + i, arguments) for i in range(TASKS_AHEAD)])
-            streams.trim(keys.tasks("policy"))
         for delivery in streams.read_new(LEARNER, "learner", [keys.rollouts("policy")], READ_COUNT, 10):
             decode(RolloutGroup, delivery.payload)
             groups += 1
@@ -141,7 +140,8 @@ def _settle(streams: Streams, deliveries: list[Delivery]) -> None:
         return
     endings = [Ending(stream=d.stream, id=d.id, uid=d.uid, outcome="trained", kind="policy") for d in deliveries]
     streams.settle(TOKEN, LEARNER, 0, endings)
-    streams.trim(streams.keys.rollouts("policy"))
+    for stream in (streams.keys.rollouts("policy"), streams.keys.tasks("policy")):
+        streams.trim(stream)
 
 
 # -- what travels ---------------------------------------------------------------------------------------
