@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import shutil
 import socket
-import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tls import Authority, TlsProxy
 
 from cli.embedded import EmbeddedServer
 from common.consumer import Consumer
@@ -25,63 +24,6 @@ from common.settings_sources import load_settings
 from common.streams import Ending, Product, Streams
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
-
-
-class Authority:
-    """Signs certificates. Everything lies in one folder."""
-
-    def __init__(self, folder: Path, name: str = "ca") -> None:
-        self.folder, self.certificate = folder, folder / f"{name}.crt"
-        self._key = folder / f"{name}.key"
-        self._openssl("req", "-x509", *self._new(self._key), "-subj", f"/CN={name}", "-out", self.certificate)
-
-    def sign(self, name: str, subject: str = "DNS:localhost,IP:127.0.0.1", days: int = 2) -> tuple[Path, Path]:
-        """(certificate, key) for these host names."""
-        certificate, key, request = (self.folder / f"{name}.{suffix}" for suffix in ("crt", "key", "csr"))
-        (self.folder / "names").write_text(f"subjectAltName={subject}\n")
-        self._openssl("req", *self._new(key), "-subj", f"/CN={name}", "-out", request)
-        signed_by = ("-CA", self.certificate, "-CAkey", self._key, "-extfile", self.folder / "names")
-        self._openssl("x509", "-req", "-in", request, *signed_by, "-days", str(days), "-out", certificate)
-        return certificate, key
-
-    def _new(self, key: Path) -> tuple[object, ...]:
-        return ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", key)
-
-    def _openssl(self, *arguments: object) -> None:
-        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
-
-
-class TlsProxy:
-    """Takes TLS connections on a TCP port and forwards them to the server's socket."""
-
-    def __init__(self, server_socket: str, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
-        self._server_socket = server_socket
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.load_cert_chain(certificate, key)
-        if client_ca is not None:
-            self.context.verify_mode = ssl.CERT_REQUIRED
-            self.context.load_verify_locations(client_ca)
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-
-    def serve(self) -> None:
-        with contextlib.suppress(OSError):  # the listener was closed: the test is over
-            while True:
-                accepted, _ = self.listener.accept()
-                threading.Thread(target=self._forward, args=(accepted,), daemon=True).start()
-
-    def _forward(self, accepted: socket.socket) -> None:
-        accepted.settimeout(10)
-        with contextlib.suppress(OSError), accepted, socket.socket(socket.AF_UNIX) as upstream:
-            upstream.connect(self._server_socket)
-            with self.context.wrap_socket(accepted, server_side=True) as client:
-                while True:
-                    ready = [client] if client.pending() else select.select([client, upstream], [], [])[0]
-                    for source in ready:
-                        data = source.recv(1 << 16)
-                        if not data:
-                            return
-                        (upstream if source is client else client).sendall(data)
 
 
 @pytest.fixture(scope="module")
