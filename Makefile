@@ -18,6 +18,7 @@ check: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/configuration.py --check
+	$(BIN)/python docs/telemetry.py --check
 
 chaos: $(VENV)/.installed  ## every row of the fault table, then 1,000 faults over 30,000 items; docs/reliability.md
 	PYTHONPATH=.:tests:tests/helpers $(BIN)/python -m chaos --seed 1 --items 30000 --faults 1000
@@ -43,8 +44,9 @@ $(VENV)/.installed-engines: $(VENV)/.installed infra/engines/install_cpu.sh infr
 bench-%: $(VENV)/.installed
 	$(BIN)/python -m bench.$*
 
-docs: $(VENV)/.installed-test  ## regenerate docs/configuration.md
+docs: $(VENV)/.installed-test  ## regenerate docs/configuration.md and the tables of docs/telemetry.md
 	$(BIN)/python docs/configuration.py
+	$(BIN)/python docs/telemetry.py
 
 clean:
 	rm -rf $(VENV)

@@ -15,6 +15,7 @@ import structlog
 from actors.engine import Engine, Generated, Request
 from actors.fetching import Source
 from actors.policy import PolicyFollower
+from actors.spans import GroupSpans
 from actors.stages import stage_of
 from actors.suspects import Suspects
 from actors.verifying import PendingVerdicts, Verifying
@@ -43,6 +44,8 @@ class _Unverified:
     verdicts: PendingVerdicts
     epoch: int
     """Learner epoch of the weights that generated it."""
+    since: float
+    """When it went to the verifiers, by the actor's clock."""
 
 
 class Actor:
@@ -67,12 +70,16 @@ class Actor:
         max_deliveries: int,
         heartbeat: Heartbeat | None = None,
         source: Source | None = None,
+        spans: GroupSpans | None = None,
+        on_epoch: Callable[[int], None] = lambda _epoch: None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.name = name
-        self.policy = PolicyFollower(streams, engine, max_staleness, clock, source)
+        self._spans = spans or GroupSpans()
+        self._on_epoch = on_epoch
+        self.policy = PolicyFollower(streams, engine, max_staleness, clock, source, self._spans.applied)
         self._streams = streams
         self._engine = engine
         self._verifying = verifying
@@ -161,10 +168,12 @@ class Actor:
             self._progress()  # the learner works: to wait for its tasks is no stall
         if self.policy.epoch == epoch:
             return
+        self._on_epoch(self.policy.epoch)
         self._engine.forget()
         finished = {due.generated.request.key for due in self._verdicts_due}
         for key in [key for key in self._working if key not in finished]:
             delivery, _ = self._working.pop(key)
+            self._spans.gone(key)
             if delivery.id in self._consumer.held[delivery.stream]:
                 self._start(delivery)
 
@@ -188,6 +197,7 @@ class Actor:
         except (InvalidMessage, TaskError) as error:
             return self._bury(delivery, str(error))
         self._working[delivery.key] = (delivery, task)
+        self._spans.begun(delivery.key)
         return None
 
     def _generate(self) -> None:
@@ -196,8 +206,9 @@ class Actor:
             self._progress()
         for generated in self._engine.step():
             _, task = self._working[generated.request.key]
+            self._spans.generated(generated.request.key)
             pending = self._verifying.submit(task, generated.completions)
-            self._verdicts_due.append(_Unverified(generated, pending, self.policy.epoch))
+            self._verdicts_due.append(_Unverified(generated, pending, self.policy.epoch, self._clock()))
 
     def _return(self, delivery: Delivery) -> None:
         """To the learner, which issues it again when its time comes. On a full server: to anybody, for another try."""
@@ -236,6 +247,7 @@ class Actor:
                     log.warning("actor.paused", reason=str(error))
                     continue
             del self._working[one.generated.request.key]
+            self._spans.gone(one.generated.request.key)
 
     def _group(self, task: Task, one: _Unverified) -> RolloutGroup:
         generated, verdicts = one.generated, one.verdicts.verdicts()
@@ -259,6 +271,7 @@ class Actor:
         rollouts = self._streams.keys.rollouts(group.task.kind)
         self._streams.transfer(delivery.stream, ACTORS, rollouts, [(delivery.id, [product])])
         self._consumer.done(delivery)
+        self._spans.shipped(delivery, group)
         self._progress()
         self._counts["groups"] += 1
         self._counts["verifier_errors"] += len(group.rollouts) - len(group.scored)
@@ -313,6 +326,10 @@ class Actor:
             policy_version=self._engine.policy_version,
             groups_in_flight=self._engine.groups_in_flight,
             suspects=len(self._suspects),
+            unverified=len(self._verdicts_due),
+            unverified_s=round(max((self._clock() - due.since for due in self._verdicts_due), default=0.0), 1),
+            behind_s=round(self.policy.behind_s, 1),
+            trouble=self.policy.trouble,
             apply_failures=self.policy.failures,
             waited_s=round(self._waited_s, 3),
             **self._counts,

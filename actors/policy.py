@@ -20,7 +20,11 @@ from common.weights_source import WeightSource
 log = structlog.get_logger()
 
 POLL_S: Final = 0.02
-"""Weights are looked for no more often than this while tokens flow."""
+"""Weights are looked for no more often than this while tokens flow,"""
+LOOKING_SHARE: Final = 0.01
+"""and for no more than this share of the time,"""
+SELDOM_S: Final = 0.5
+"""but no more seldom than this."""
 RETRY_S: Final = 0.5
 """Weights that did not load are tried again after this; newer ones at once."""
 FETCH_WAIT_S: Final = 0.1
@@ -37,8 +41,12 @@ class PolicyFollower:
         max_staleness: int,
         clock: Callable[[], float] = time.monotonic,
         source: Source | None = None,
+        on_applied: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
-        """``source``: where the files of a manifest come from; a directory that is also here, if none is given."""
+        """``source``: where the files of a manifest come from; a directory that is also here, if none is given.
+
+        ``on_applied`` is told how long it took from noticing weights to having them in place.
+        """
         self.epoch = 0
         """Learner epoch of the applied weights."""
         self.published_version = -1
@@ -49,10 +57,12 @@ class PolicyFollower:
         self._streams = streams
         self._engine = engine
         self._max_staleness = max_staleness
+        self._on_applied = on_applied
         self._clock = clock
-        self._polled = float("-inf")
+        self._polled = self._look_again_at = float("-inf")
         self._fetching = Fetching(source or WeightSource())
         self._retry_at: dict[WeightManifest, float] = {}
+        self._behind_since: float | None = None
 
     @property
     def may_generate(self) -> bool:
@@ -74,18 +84,27 @@ class PolicyFollower:
             f"not those of version {self._engine.policy_version}"
         )
 
+    @property
+    def behind_s(self) -> float:
+        """Seconds for which newer weights have been on offer and none were applied; 0 with the newest."""
+        return 0.0 if self._behind_since is None else self._clock() - self._behind_since
+
     def is_ahead(self, task: Task) -> bool:
         """A prompt that a lost line of weights issued, for a version that does not exist (again) yet."""
         return task.kind == "policy" and 0 <= self.published_version < task.issued_version
 
     def follow(self, *, now: bool = False) -> None:
-        """Apply the newest weights if there are newer ones. Unless ``now``, at most every POLL_S."""
-        if not now and self._clock() - self._polled < POLL_S:
+        """Apply the newest weights if there are newer ones. Unless ``now``, not at every call: see POLL_S."""
+        if not now and self._clock() < self._look_again_at:
             return
         self._polled = self._clock()
         manifest = self._newest()
+        self._look_again_at = self._polled + min(max(POLL_S, (self._clock() - self._polled) / LOOKING_SHARE), SELDOM_S)
         if manifest is None or (manifest.epoch, manifest.version) <= (self.epoch, self._engine.policy_version):
+            self._behind_since = None
             return
+        if self._behind_since is None:
+            self._behind_since = self._polled
         self.published_version, self._published_epoch = manifest.version, manifest.epoch
         if self._clock() < self._retry_at.get(manifest, float("-inf")):
             return
@@ -98,7 +117,9 @@ class PolicyFollower:
             log.warning("policy.apply_failed", reason=str(error), kept=self._engine.policy_version)
             return
         if applied:
+            self._on_applied(self.behind_s)
             self.trouble = ""
+            self._behind_since = None
 
     def _fetch_and_apply(self, wanted: WeightManifest) -> bool:
         """Apply ``wanted``, or weights before it if their files came first; whether any were. Raises WeightsError."""

@@ -13,6 +13,7 @@ WAIT_FOR_TASKS: Final = Stage(
     waits_for="a task",
     unblocked_by="the learner, which issues prompts when it publishes, or the recycler",
     owner=LEARNER,
+    idle=True,
 )
 
 

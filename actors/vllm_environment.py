@@ -18,6 +18,7 @@ _UNLESS_SET: Final = {
     "VLLM_CONFIGURE_LOGGING": "0",  # its own handler writes to stdout; ours is added below
     "VLLM_NO_USAGE_STATS": "1",  # it reports to its makers otherwise
     "VLLM_HOST_IP": "127.0.0.1",  # its workers meet on this host; looking for a route to the internet may hang
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # GPUs have another model runner too; this is the one that CPUs have and tests run
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # every actor of a host would bind to the same first cores
 }
 _UNLESS_SET_ON_CPU: Final = {

@@ -45,6 +45,8 @@ def keep_overrides_whole(arguments: list[str]) -> list[str]:
             whole.append(quote(argument))
         elif name in SET and equals:
             whole += [name, quote(value)]
+        elif whole[:1] == ["set"] and len(whole) > 1 and equals and not name.startswith("-"):
+            whole.append(quote(argument))
         else:
             whole.append(argument)
     return whole

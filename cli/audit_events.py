@@ -42,11 +42,11 @@ def of_the_disk(folder: Path) -> Iterator[Logged]:
     for path in sorted(folder.glob("e*.jsonl")):
         with path.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                if (logged := _parsed(line)) is not None:
+                if (logged := parsed(line)) is not None:
                     yield logged
 
 
-def _parsed(line: str) -> Logged | None:
+def parsed(line: str) -> Logged | None:
     """A write that failed leaves a piece of a line, and the next one goes on behind it.
 
     The event of the piece is still on the server or was written again: if not, the counters will tell.

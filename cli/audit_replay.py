@@ -61,6 +61,8 @@ class Replay:
                 self._revived(_kind(event["kind"]), uids)
             case "rebuilt":
                 self._rebuilt(Counter({name: int(number) for name, number in _pairs(event["counts"])}))
+            case "steered":  # what a user said; it moves no task
+                pass
             case other:
                 raise SparkError(f"the event log holds an event {other!r}; audit a run with the version that wrote it")
 

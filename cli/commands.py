@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import unquote
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
 
+from common.messages import Objective
 from common.settings import Settings
 from common.settings_sources import load_settings
 
@@ -78,14 +80,16 @@ class LearnerCommand(WithRunFile):
     def cli_cmd(self) -> None:
         from cli.preflight import check_run
         from cli.rundir import RunDirectory
+        from cli.starts import record_start
         from learner.__main__ import run
 
         settings = self.settings()
-        check_run(settings)
+        check_run(settings, os.environ)
         directory = RunDirectory(settings)
         if not directory.config.exists():  # started by hand, not by `spark up`
             directory.create()
         directory.log_to("learner", role="learner")
+        record_start(directory.path, "learner")
         run(settings)
 
 
@@ -129,8 +133,25 @@ class Export(Command):
         export(self.run, self.to)
 
 
+class Report(Command):
+    """Write the report of a run again: one HTML file. Also while the run goes on."""
+
+    run: CliPositionalArg[Path]
+    """Run directory."""
+    to: Path | None = None
+    """File to write; default: report.html in the run directory."""
+
+    def cli_cmd(self) -> None:
+        from cli.report import report
+
+        report(self.run, self.to)
+
+
 class Status(Command):
-    """Show where every issued task is; exit code 1 when the ledger does not balance."""
+    """Show where every issued task is, who does what, and what is wrong.
+
+    Exit code 0: healthy; 1: the ledger does not balance; 6: somebody has to act; 3: no server answers.
+    """
 
     run: CliPositionalArg[Path]
     """Run directory."""
@@ -141,6 +162,70 @@ class Status(Command):
         from cli.status import status
 
         status(self.run, as_json=self.as_json)
+
+
+class Top(Command):
+    """Show a run on one screen while it goes on: throughput, backlog, members, judge, and what is wrong. q leaves."""
+
+    run: CliPositionalArg[Path]
+    """Run directory."""
+    once: bool = False
+    """Print one frame, after two looks some seconds apart."""
+
+    def cli_cmd(self) -> None:
+        from cli.top import top
+        from common import log
+
+        log.configure(json=False)  # to stderr: stdout is for the screen
+        top(self.run, once=self.once)
+
+
+class Tail(Command):
+    """Show what is on a stream, what the learner consumed, metrics, events or logs; disturbs nobody's work."""
+
+    run: CliPositionalArg[Path]
+    """Run directory."""
+    what: CliPositionalArg[str]
+    """tasks, rollouts (both kinds, or tasks:policy, rollouts:judge, ...), returned, weights, dead; groups (what the
+    learner consumed); metrics, events, logs."""
+    follow: bool = Field(default=False, validation_alias=AliasChoices("f", "follow"))
+    """Go on with what comes, until Ctrl-C."""
+    most: int = Field(default=20, ge=0, validation_alias=AliasChoices("n", "most"))
+    """Lines to begin with."""
+    as_json: bool = Field(default=False, validation_alias=AliasChoices("json"))
+    """Print one JSON object a line, with everything in it."""
+    objective: Objective | None = None
+    """Only solve, pointwise, pairwise or reflect."""
+    actor: str | None = None
+    """Only what this actor made; of logs, only what this process says."""
+    uid: str | None = None
+    """Only of this uid and what was made from it; its beginning is enough."""
+
+    def cli_cmd(self) -> None:
+        from cli.tail import Wanted, tail
+        from common import log
+
+        log.configure(json=False)  # to stderr: stdout is for the lines
+        wanted = Wanted(objective=self.objective, actor=self.actor, uid=self.uid)
+        tail(self.run, self.what, most=self.most, follow=self.follow, as_json=self.as_json, wanted=wanted)
+
+
+class Why(Command):
+    """Tell where a task came from and what became of it: prompt, answers, judge tasks, verdicts, step and loss."""
+
+    run: CliPositionalArg[Path]
+    """Run directory."""
+    uid: CliPositionalArg[str]
+    """Its uid, or a beginning that no other has."""
+    as_json: bool = Field(default=False, validation_alias=AliasChoices("json"))
+    """Print one JSON object, with everything in it."""
+
+    def cli_cmd(self) -> None:
+        from cli.why import why
+        from common import log
+
+        log.configure(json=False)  # to stderr: stdout is for the lineage
+        why(self.run, self.uid, as_json=self.as_json)
 
 
 class Audit(Command):
@@ -157,6 +242,52 @@ class Audit(Command):
 
         log.configure(json=False)  # to stderr: stdout is for the findings
         audit_run(self.run, as_json=self.as_json)
+
+
+class Steer(Command):
+    run: CliPositionalArg[Path]
+    """Run directory."""
+    wait: float = Field(default=10.0, ge=0)
+    """Seconds to wait for the learner's answer; the command is given all the same."""
+
+
+class Pause(Steer):
+    """Issue no more tasks and take no more steps; what is under way arrives, everything trained is saved."""
+
+    def cli_cmd(self) -> None:
+        from cli.steer import tell
+
+        tell(self.run, "pause", wait_s=self.wait)
+
+
+class Resume(Steer):
+    """Go on after a pause, or call off a drain."""
+
+    def cli_cmd(self) -> None:
+        from cli.steer import tell
+
+        tell(self.run, "resume", wait_s=self.wait)
+
+
+class Drain(Steer):
+    """Issue no more tasks, train all that is in flight, save, and end the run; `spark up` goes on later."""
+
+    def cli_cmd(self) -> None:
+        from cli.steer import tell
+
+        tell(self.run, "drain", wait_s=self.wait)
+
+
+class Set(Steer):
+    """Change settings of a running run; without any, list those that can be changed, with their present values."""
+
+    assignments: CliPositionalArg[Overrides] = Field(default_factory=list)
+    """section.key=value of each."""
+
+    def cli_cmd(self) -> None:
+        from cli.steer import set_values
+
+        set_values(self.run, self.assignments, wait_s=self.wait)
 
 
 class ListDead(Command):
@@ -237,6 +368,39 @@ class Dead(Command):
         CliApp.run_subcommand(self)
 
 
+class Bootstrap(WithRunFile):
+    """Prepare a server for a run: load the stream functions, with the admin's URL. Again after an upgrade of SPARK."""
+
+    def cli_cmd(self) -> None:
+        from cli.ready import bootstrap
+
+        bootstrap(self.settings())
+
+
+class Ready(WithRunFile):
+    """Health check of a container: exit code 0 when the server has a heartbeat of a process of the run."""
+
+    member: CliPositionalArg[str]
+    """Its name: learner, recycler, or that of an actor."""
+
+    def cli_cmd(self) -> None:
+        from cli.ready import ready
+
+        ready(self.settings(), self.member)
+
+
+class Completion(Command):
+    """Print a script that completes commands, options, run directories and settings: source <(spark completion bash)"""
+
+    shell: CliPositionalArg[Literal["bash", "zsh", "fish"]]
+    """For which shell."""
+
+    def cli_cmd(self) -> None:
+        from cli.completion import script
+
+        print(script(self.shell), end="")
+
+
 class Doctor(Command):
     """Tell what this machine can run, and how to install what is missing."""
 
@@ -272,12 +436,34 @@ class Spark(BaseSettings):
     """measure a model: policy, judge, reflection, test-time scaling"""
     export: CliSubCommand[Export]
     """write the newest checkpoint as a Hugging Face directory"""
+    report: CliSubCommand[Report]
+    """write the report of a run again, at any time"""
     status: CliSubCommand[Status]
-    """show where every issued task is"""
+    """show where every issued task is, and what is wrong"""
+    top: CliSubCommand[Top]
+    """show a run on one screen while it goes on"""
+    tail: CliSubCommand[Tail]
+    """show what is on the streams, what was consumed, metrics, events, logs"""
+    why: CliSubCommand[Why]
+    """tell where a task came from and what became of it"""
     audit: CliSubCommand[Audit]
     """name every task that was lost or ended twice"""
+    pause: CliSubCommand[Pause]
+    """hold a run: no tasks, no steps"""
+    resume: CliSubCommand[Resume]
+    """let it go on"""
+    drain: CliSubCommand[Drain]
+    """train what is in flight, save, and end the run"""
+    set: CliSubCommand[Set]
+    """change settings of a running run"""
     dead: CliSubCommand[Dead]
     """look at what nobody could work on, and try it again"""
+    bootstrap: CliSubCommand[Bootstrap]
+    """prepare a server for a run, with the admin's rights"""
+    ready: CliSubCommand[Ready]
+    """tell whether a process of the run works: a health check"""
+    completion: CliSubCommand[Completion]
+    """print a completion script for bash, zsh or fish"""
     doctor: CliSubCommand[Doctor]
     """tell what this machine can run"""
 

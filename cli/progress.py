@@ -156,8 +156,8 @@ class Progress:
                 self._print(plain_line(self._rows, self._steps))
 
     def _print_stalls(self) -> None:
-        """Once for each stage that a member is stalled in; what it waits for may be worded anew all the time."""
-        stalls = stalled(self._members)
+        """Once for each stage that a member is stalled in, and each pause; what it waits for may be worded anew."""
+        stalls = stalled(self._members) | held(self._members)
         places = {member: state.partition(";")[0] for member, state in stalls.items()}
         for member, place in places.items():
             if self._printed.get(member) != place:
@@ -180,6 +180,12 @@ def starting(members: Mapping[str, str]) -> str:
 def stalled(members: Mapping[str, str]) -> dict[str, str]:
     """Those that get nothing done, with what they wait for."""
     return {member: state for member, state in members.items() if state.startswith(STALLED)}
+
+
+def held(members: Mapping[str, str]) -> dict[str, str]:
+    """The learner of a run that a user has paused or drains, with who did it: it says so first."""
+    state = members.get("learner", "")
+    return {"learner": state} if state.startswith(("paused by", "draining by")) else {}
 
 
 def members_line(members: Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import tomli_w
 
@@ -16,6 +16,13 @@ from common.errors import SettingsError
 from common.server import connect, loaded
 from common.settings import Settings
 from common.settings_sources import load_settings
+from learner.ranks.place import NEEDED
+
+LAUNCHER: Final = frozenset(
+    (*NEEDED, "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE")
+)
+"""What tells a process that it is one of several ranks; vLLM and DeepSpeed read some of them too."""
+TORCHRUN: Final = "TORCHELASTIC_"
 
 
 class RunDirectory:
@@ -63,8 +70,9 @@ class RunDirectory:
         self.config.write_text(tomli_w.dumps(values), encoding="utf-8")
 
     def log_to(self, member: str, *, role: str) -> None:
-        """Send this process's events to logs/MEMBER.log."""
-        log.configure(file=self.logs / f"{member}.log", run=self.settings.run.name, role=role, member=member)
+        """Send this process's events to logs/MEMBER.log, or to stderr with ``run.log_to``."""
+        file = self.logs / f"{member}.log" if self.settings.run.log_to == "file" else None
+        log.configure(file=file, run=self.settings.run.name, role=role, member=member)
 
 
 def open_run(path: Path, overrides: Iterable[str] = ()) -> RunDirectory:
@@ -90,8 +98,12 @@ def server_of(run: RunDirectory) -> str | None:
 
 
 def child_environment(url: str, *, rebuild: bool = False) -> dict[str, str]:
-    """Environment of a run's process. config.toml is resolved already, so nothing else may override it."""
-    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("SPARK_")}
+    """Environment of a run's process. config.toml is resolved already, so nothing else may override it.
+
+    Nor is it a rank of whatever job `spark up` itself may have been started in: a learner would wait for the others.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(("SPARK_", TORCHRUN))}
+    kept = {name: value for name, value in kept.items() if name not in LAUNCHER}
     threads: dict[str, Any] = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
     redis = {"SPARK_REDIS__URL": url, "SPARK_REDIS__REBUILD": str(rebuild).lower()}
     return {**kept, **threads, **redis, "PYTHONUNBUFFERED": "1"}

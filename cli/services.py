@@ -1,37 +1,68 @@
-"""The service table: which processes a run has. `spark up` starts them; compose and manifests list the same."""
+"""The service table: which processes a run has. `spark up` starts them; compose and manifests list the same.
+
+What those files must agree with is checked against this table by tests/unit/infra.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from common.settings import Settings
+
+STOP_S: Final = 20.0
+"""What a process gets between SIGTERM and SIGKILL, s: an actor hands back, a learner saves a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """What holds for every process of one kind, wherever it runs. Its user at the server has the same name."""
+
+    name: str
+    stops: int
+    """Place in the order of stopping; the server stops last."""
+    scales: bool = False
+    """Several at once, each with a name of its own."""
+    keeps: bool = False
+    """Writes the run directory, and the weights; the others only read weights."""
+
+    def arguments(self, member: str, config: str) -> list[str]:
+        """Arguments of the ``spark`` command that runs ``member``."""
+        return [self.name, config, *(["--name", member] if self.scales else [])]
+
+
+ROLES: Final = (
+    Role(name="learner", stops=3, keeps=True),
+    Role(name="recycler", stops=2),
+    Role(name="actor", stops=1, scales=True),
+)
+"""In the order of starting: the learner first, since it loads the stream functions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """One kind of process. ``stops`` is its place in the order of stopping; the server stops last."""
+    """The processes of one role in one run."""
 
-    role: str
+    kind: Role
     replicas: int
-    stops: int
+
+    @property
+    def role(self) -> str:
+        return self.kind.name
+
+    @property
+    def stops(self) -> int:
+        return self.kind.stops
 
     def members(self) -> tuple[str, ...]:
-        return (self.role,) if self.replicas == 1 and self.role != "actor" else tuple(self._numbered())
-
-    def _numbered(self) -> list[str]:
-        return [f"{self.role}-{index}" for index in range(self.replicas)]
+        return tuple(f"{self.role}-{index}" for index in range(self.replicas)) if self.kind.scales else (self.role,)
 
     def arguments(self, member: str, config: str) -> list[str]:
         """Arguments of the ``spark`` command that runs ``member``."""
-        return [self.role, config, *(["--name", member] if self.role == "actor" else [])]
+        return self.kind.arguments(member, config)
 
 
 def services(settings: Settings) -> tuple[Service, ...]:
-    """In the order of starting: the learner first, since it loads the stream functions."""
-    table = (
-        Service(role="learner", replicas=1, stops=3),
-        Service(role="recycler", replicas=1, stops=2),
-        Service(role="actor", replicas=settings.actor.count, stops=1),
-    )
-    judge_off = settings.learner.judge_share == 0
-    return tuple(service for service in table if not (judge_off and service.role == "recycler"))
+    """In the order of starting. Without judging there is no recycler."""
+    wanted = {"learner": 1, "recycler": int(settings.learner.judge_share > 0), "actor": settings.actor.count}
+    return tuple(Service(kind=role, replicas=wanted[role.name]) for role in ROLES if wanted[role.name])

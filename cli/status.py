@@ -1,13 +1,13 @@
-"""`spark status`: where every issued task is, and whether the ledger balances."""
+"""`spark status`: where every issued task is, who does what, and what is wrong in plain words."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from cli.embedded import EmbeddedServer
 from cli.rundir import RunDirectory, open_run, server_of
@@ -17,19 +17,36 @@ from common.records import Ledger
 from common.server import check_server, connect
 from common.streams import Streams
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cli.causes.finding import Finding
+    from cli.snapshot import Snapshot
+
+UNBALANCED: Final = 1
+"""Exit code when the ledger does not balance."""
+UNHEALTHY: Final = 6
+"""Exit code when a finding is a problem."""
+STYLES: Final = {"problem": "bold red", "warning": "yellow", "note": "dim"}
+
 
 def status(run: Path, *, as_json: bool) -> None:
-    """Print the ledger and the members; exits with 1 when the ledger does not balance."""
+    """Print ledger, members and findings; exits with UNBALANCED or UNHEALTHY when something is wrong."""
+    from cli.health import diagnose, healthy
+    from cli.snapshot import Looker
+
     run_directory = open_run(run)
     with streams_of(run_directory) as streams:
-        ledger, members, progress = streams.conservation(), streams.members(), streams.progress()
+        seen = Looker(run_directory, streams).look()
+    findings = diagnose(seen)
     if as_json:
-        stalls = {member: in_words(beat) for member, beat in members.items() if is_stalled(beat)}
-        print(json.dumps({"ledger": as_dict(ledger), "members": members, "stalls": stalls, "progress": progress}))
+        print(json.dumps(_as_json(seen, findings)))
     else:
-        _print(run_directory.settings.run.name, ledger, members, progress)
-    if not ledger.balanced:
-        sys.exit(1)
+        _print(seen, findings)
+    if not seen.ledger.balanced:
+        sys.exit(UNBALANCED)
+    if not healthy(findings):
+        sys.exit(UNHEALTHY)
 
 
 @contextmanager
@@ -66,22 +83,52 @@ def in_words(beat: Mapping[str, Any] | None, *, seconds: bool = True) -> str:
     return f"stalled{duration} in {beat['stage']}; waits for {beat['waits_for']}; unblocked by {beat['unblocked_by']}"
 
 
-def _print(name: str, ledger: Ledger, members: dict[str, Any], progress: dict[str, str]) -> None:
+def _as_json(seen: Snapshot, findings: Sequence[Finding]) -> dict[str, Any]:
+    from cli.health import healthy
+
+    return {
+        "ledger": as_dict(seen.ledger),
+        "members": dict(seen.members),
+        "stalls": {member: in_words(beat) for member, beat in seen.members.items() if is_stalled(beat)},
+        "progress": dict(seen.progress),
+        "steering": {"mode": seen.steering.mode, "values": seen.steering.values},
+        "findings": [finding.as_dict() for finding in findings],
+        "healthy": healthy(findings) and seen.ledger.balanced,
+    }
+
+
+def _print(seen: Snapshot, findings: Sequence[Finding]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from cli.steer import values_in_words
+
     console = Console()
-    table = Table(title=f"Ledger of run {name} at policy version {progress.get('policy_version', '-')}")
+    version = seen.progress.get("policy_version", "-")
+    table = Table(title=f"Ledger of run {seen.settings.run.name} at policy version {version}")
     table.add_column("groups")
     for column in ("issued", "trained", "filtered", "stale", "dead", "in flight", "balances"):
         table.add_column(column, justify="right", no_wrap=True)
-    for kind, counts in ledger.kinds.items():
+    for kind, counts in seen.ledger.kinds.items():
         cells = [str(counts[name]) for name in ("issued", *OUTCOMES, "in_flight")]
-        table.add_row(kind, *cells, "yes" if ledger.balances(kind) else "[red]NO[/red]")
+        table.add_row(kind, *cells, "yes" if seen.ledger.balances(kind) else "[red]NO[/red]")
     console.print(table)
-    for member, beat in members.items():
+    for member, beat in seen.members.items():
         version = f", policy version {beat['policy_version']}" if beat and "policy_version" in beat else ""
-        style = "bold red" if is_stalled(beat) else None
-        console.print(
-            f"{member}: {in_words(beat)}{version}", style=style, markup=False, highlight=False, soft_wrap=True
-        )
+        _line(console, f"{member}: {in_words(beat)}{version}", "bold red" if is_stalled(beat) else None)
+    for line in values_in_words(seen.steering):
+        _line(console, line, None)
+    _print_findings(console, findings)
+
+
+def _print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Each with its cause, and what to do about it in the line below."""
+    if not findings:
+        _line(console, "healthy: nothing is wrong", "green")
+    for finding in findings:
+        _line(console, f"{finding.severity.upper()}: {finding.cause}", STYLES[finding.severity])
+        _line(console, f"  do: {finding.do}", None)
+
+
+def _line(console: Console, text: str, style: str | None) -> None:
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -21,7 +21,7 @@ from typing import Any, Final
 import structlog
 
 from cli.embedded import EmbeddedServer
-from cli.services import Service
+from cli.services import STOP_S, Service
 from common.errors import Fenced, ServerError, SettingsError, SparkError, TooManyDead, WipedServer
 
 log = structlog.get_logger()
@@ -35,7 +35,6 @@ MOST_RESTARTS: Final = 5
 """Of a child that never lives long."""
 MOST_IN_AN_HOUR: Final = 20
 """Of one that does, and dies all the same."""
-STOP_S: Final = 20.0
 STOPPED: Final = (0, 128 + signal.SIGTERM, -signal.SIGTERM)
 """Exit codes of a child that was told to stop."""
 SERVER_LOOK_S: Final = 0.5

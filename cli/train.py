@@ -30,19 +30,24 @@ Watch = Callable[[States], Coroutine[Any, Any, None]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
     finished: bool
-    """The learner reached the end; False when the run was told to stop and can be resumed."""
+    """The learner reached the end; False when the run was told to stop or was drained, and can be resumed."""
+    drained: bool = False
+    """The learner trained all that was in flight and ended, since a user said so."""
     ledger: Ledger
     wall_s: float
 
 
-def train(run: RunDirectory, watch: Watch) -> Trained:
+def train(run: RunDirectory, watch: Watch, announce: Callable[[Streams], None] = lambda _streams: None) -> Trained:
     """Run all processes of ``run`` until the learner has finished. ``watch(states)`` runs beside them (a display).
+
+    ``announce`` is called before the first of them is started.
 
     Raises SparkError when a process is beyond help; everything is stopped then, too.
     """
     started = time.monotonic()
     with server(run) as (url, embedded):
         streams = prepare(run.settings, url)
+        announce(streams)
 
         def states() -> Mapping[str, str]:
             return {member: in_words(beat, seconds=False) for member, beat in streams.members().items()}
@@ -56,7 +61,13 @@ def train(run: RunDirectory, watch: Watch) -> Trained:
         )
         with shared_memory_freed(run.settings):
             finished = asyncio.run(supervisor.run(lambda: watch(states)))
-        return Trained(finished=finished, ledger=streams.conservation(), wall_s=time.monotonic() - started)
+        drained = finished and streams.steering().mode == "drained"
+        return Trained(
+            finished=finished and not drained,
+            drained=drained,
+            ledger=streams.conservation(),
+            wall_s=time.monotonic() - started,
+        )
 
 
 @contextmanager

@@ -16,11 +16,15 @@ from rich.console import Console
 from cli.evaluation import Evaluation, build_pool, table
 from cli.preflight import check_run
 from cli.progress import Progress
+from cli.report.history import STEP, MetricsReader
 from cli.rundir import RunDirectory, child_environment
+from cli.starts import record_start
 from cli.status import as_dict
+from cli.steer import in_words, standing
 from cli.train import train
 from common.errors import SparkError
 from common.settings import Settings
+from common.streams import Streams
 
 console = Console(highlight=False)
 log = structlog.get_logger()
@@ -32,11 +36,18 @@ def up(settings: Settings) -> None:
     run = RunDirectory(settings)
     run.create()
     run.log_to("up", role="up")
-    trained = train(run, lambda states: Progress(settings, run.path, console=console, states=states).watch())
+    record_start(run.path, "up")
+    trained = train(
+        run,
+        lambda states: Progress(settings, run.path, console=console, states=states).watch(),
+        announce=lambda streams: _say_steering(run, streams),
+    )
     summary: dict[str, Any] = {
         "ledger": as_dict(trained.ledger),
         "wall_s": round(earlier_wall_s(run.summary) + trained.wall_s, 1),
         "finished": trained.finished,
+        "drained": trained.drained,
+        "policy_version": last_step(run.metrics),
     }
     if trained.finished and settings.eval.prompts:
         summary |= _evaluate(run)
@@ -56,6 +67,12 @@ def earlier_wall_s(summary: Path) -> float:
         return 0.0
 
 
+def last_step(metrics: Path) -> int:
+    """The step that the summary is of: a report knows by it that a run has gone on since."""
+    rows = MetricsReader(metrics).read()
+    return int(rows[-1][STEP]) if rows else 0
+
+
 def pool_name(settings: Settings) -> str:
     """File name of the frozen answers; another one as soon as anything differs that the answers come from."""
     model, held_out = settings.model, settings.eval
@@ -71,6 +88,12 @@ def advice(run: RunDirectory) -> str:
     if redis.url.get_secret_value() and redis.url_file is None:
         return f"set SPARK_REDIS__URL to the run's server again (config.toml leaves it out); then {again}"
     return again
+
+
+def _say_steering(run: RunDirectory, streams: Streams) -> None:
+    """What users have told the run before: a run that was paused stays so, which nobody should have to find out."""
+    for line in in_words(run, standing(run, streams)):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _evaluate(run: RunDirectory) -> dict[str, Any]:
@@ -113,5 +136,5 @@ def _show(run: RunDirectory, summary: Mapping[str, Any]) -> None:
     balance = "balances" if summary["ledger"]["balanced"] else "DOES NOT BALANCE"
     console.print(f"ledger {balance}; {summary['wall_s']:.0f} s of training wall time")
     if not summary["finished"]:
-        console.print(f"stopped; {advice(run)}")
+        console.print(f"{'drained' if summary.get('drained') else 'stopped'}; {advice(run)}")
     console.print(f"report: {write_report(run.path)}")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import redis
 
+from common.errors import InvalidMessage
+from common.records import STEERING
+from common.steering import Steering
 from common.streams import Streams
 from common.watchdog import Stall, Watchdog
 
@@ -35,8 +38,17 @@ class Heartbeat:
         self._role = role
         self._clock = clock
         self._said: dict[str, Any] = {"role": role}
+        self._announced: Mapping[str, Any] = {}
         self._sent = float("-inf")
         self._stopped = False
+
+    def announce(self, fields: Mapping[str, Any]) -> None:
+        """What every sign of life says from now on."""
+        self._announced = fields
+
+    def said(self) -> Mapping[str, Any]:
+        """The newest sign of life. It is replaced as a whole: another thread may read it."""
+        return self._said
 
     @property
     def due(self) -> bool:
@@ -45,8 +57,9 @@ class Heartbeat:
     def beat(self, state: str, **fields: Any) -> None:
         """Tell the state and some figures. Of a stalled loop the state is ``stalled``, whatever it does in vain."""
         now = self._sent = self._clock()
-        self._said = {"role": self._role, "state": state, **fields, **self.watchdog.counts(now)}
-        stall = self.watchdog.stall(now)
+        stall = self.watchdog.found(now)
+        state = self.watchdog.held or state
+        self._said = {"role": self._role, "state": state, **self._announced, **fields, **self.watchdog.counts(now)}
         sign = self.last_sign(stall.stage.owner) if stall and stall.stage.owner else ""
         self._streams.heartbeat(self._member, self._with(stall, sign), ttl_s=TTL_S[self._role])
 
@@ -61,11 +74,23 @@ class Heartbeat:
         if self._stopped or self._clock() - self._sent < 2 * EVERY_S:
             return
         self._sent = self._clock()
-        fields = {**self._with(stall, sign), **self.watchdog.counts(self._sent)}
+        self._said = {**self._said, **self.watchdog.counts(self._sent)}  # metrics are read from it
+        fields = self._with(stall, sign)
         keys = self._streams.keys
         names = (keys.members, keys.heartbeat(self._member))
         said = (self._member, json.dumps(fields), int(TTL_S[self._role] * 1000))
         self._streams.client.fcall("spark_heartbeat", len(names), *names, *said)
+
+    def held(self) -> str:
+        """Asked once: this must not wait where the loop may be waiting already.
+
+        Where the server does not say, nobody holds the run: the stall is reported, with the error (``last_sign``).
+        """
+        try:
+            text: Any = self._streams.client.hget(self._streams.keys.progress, STEERING)
+            return Steering.from_json(text).held if text else ""
+        except (redis.RedisError, InvalidMessage):
+            return ""
 
     def last_sign(self, member: str) -> str:
         """When the learner or the recycler was last heard of, by the server's clock."""

@@ -80,6 +80,11 @@ class Keys:
         return self._key("progress")
 
     @property
+    def control(self) -> str:
+        """What users have told the run: commands, appended by whoever steers, read by the learner."""
+        return self._key("control")
+
+    @property
     def members(self) -> str:
         return self._key("members")
 

@@ -19,6 +19,15 @@ _CREDENTIALS: Final = (
 )
 
 
+_bound: Final[dict[str, object]] = {}
+"""Fields of every event of this process. What is bound in a context would not reach threads begun elsewhere."""
+
+
+def of_process(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Add what is known of the process; the event's own fields win."""
+    return {**_bound, **event}
+
+
 def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Replace user and password in any URL of an event."""
     return {key: _redacted(value) for key, value in event.items()}
@@ -44,6 +53,7 @@ def configure(*, file: Path | None = None, json: bool | None = None, **bound: ob
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            of_process,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -55,3 +65,10 @@ def configure(*, file: Path | None = None, json: bool | None = None, **bound: ob
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(**bound)
+    _bound.clear()
+    _bound.update(bound)
+
+
+def bind_epoch(epoch: int) -> None:
+    """Say with every event of this process from now on which learner epoch it belongs to."""
+    _bound["epoch"] = epoch

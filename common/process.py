@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -78,15 +78,51 @@ def _await_functions(client: Client, give_up_s: float) -> None:
         time.sleep(0.2)
 
 
+class Stopping:
+    """``stopping()``: whether this process was told to stop."""
+
+    def __init__(self) -> None:
+        self._told = False
+        self._exit_code: int | None = None
+
+    def __call__(self) -> bool:
+        return self._told
+
+    def tell(self, *_signal: object) -> None:
+        """What a signal does. Raises SystemExit within ``at_once``."""
+        self._told = True
+        self._end_if_starting()
+
+    @contextmanager
+    def at_once(self, exit_code: int = 0) -> Iterator[None]:
+        """For the start of a process, which has nothing to hand back yet: it ends with SystemExit, wherever it is.
+
+        Waiting for a server or loading a model may take minutes. If a library swallows the exception, the process
+        ends with the block.
+        """
+        self._exit_code = exit_code
+        try:
+            self._end_if_starting()
+            yield
+            self._end_if_starting()
+        except SystemExit:
+            log.info("process.stopped_in_its_start")  # not in the handler: the log may be in the middle of a line
+            raise
+        finally:
+            self._exit_code = None
+
+    def _end_if_starting(self) -> None:
+        if self._told and self._exit_code is not None:
+            raise SystemExit(self._exit_code)
+
+
 @contextmanager
-def until_told_to_stop() -> Iterator[Callable[[], bool]]:
+def until_told_to_stop() -> Iterator[Stopping]:
     """Yields ``stopping()``, which turns true at SIGTERM or SIGINT: the loop ends its round and cleans up."""
-    told: list[int] = []
-    previous = {
-        number: signal.signal(number, lambda n, _: told.append(n)) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    stopping = Stopping()
+    previous = {number: signal.signal(number, stopping.tell) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: bool(told)
+        yield stopping
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

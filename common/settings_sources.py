@@ -161,6 +161,18 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return values
 
 
+def overridden_keys(overrides: Iterable[str]) -> list[str]:
+    """The settings that these set, as ``section.key``."""
+    return _leaves(_parse_overrides(overrides))
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for name, value in values.items():
+        found += _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [f"{prefix}{name}"]
+    return found
+
+
 def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(low)
     for key, value in high.items():
@@ -199,6 +211,11 @@ def known_keys(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]
         else:
             keys.append(f"{prefix}{name}")
     return keys
+
+
+def nearest_setting(key: str) -> str:
+    """The setting that a misspelt ``section.key`` may have meant, as a question."""
+    return _nearest(key, known_keys())
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

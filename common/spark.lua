@@ -368,7 +368,8 @@ local function mend_leases(keys, args)
   return begun
 end
 
--- keys: weights    args: manifest, versions to remember    Only the newest one matters, so this stream may be cut.
+-- keys: weights or control    args: message, messages to remember
+-- Of weights only the newest matter, and commands are journaled by the learner: these streams may be cut.
 local function publish(keys, args)
   return redis.call('XADD', keys[1], 'MAXLEN', '~', args[2], '*', 'm', args[1])
 end
@@ -376,6 +377,14 @@ end
 -- keys: progress    args: (field, value)*
 local function report(keys, args)
   return redis.call('HSET', keys[1], unpack(args))
+end
+
+-- keys: fence, progress, events    args: token, what holds, nonce of the last change, (field, value)* of its event
+-- Returns -1 when fenced. A change that was told last is not written to the event log again.
+local function steered(keys, args)
+  if redis.call('GET', keys[1]) ~= args[1] then return -1 end
+  if redis.call('HGET', keys[2], 'steered') ~= args[3] then event(keys[3], 'steered', {unpack(args, 4)}) end
+  return redis.call('HSET', keys[2], 'steering', args[2], 'steered', args[3])
 end
 
 -- keys: members, heartbeat of the member    args: member, what it says, ms to live
@@ -410,5 +419,6 @@ register('trim', trim, {'allow-oom'})
 register('take_fence', take_fence, {'allow-oom'})
 register('publish', publish, {'allow-oom'})
 register('report', report, {'allow-oom'})
+register('steered', steered, {'allow-oom'})
 register('heartbeat', heartbeat, {'allow-oom'})
 register('backlog', backlog, {'no-writes'})

@@ -19,6 +19,7 @@ from common.keys import ACTORS, RECYCLER
 from common.messages import Kind, Outcome, Task, WeightManifest
 from common.records import CALL_ENTRIES, Records, chunks
 from common.server import Client, is_full
+from common.steering import Command
 
 HAND_BACK_IDLE_MS: Final = 1_000_000_000
 TRIM_SLICE: Final = 100
@@ -29,6 +30,8 @@ CLOCK_TOLERANCE_MS: Final = 1000
 """A smaller step back of the server's clock is let pass: it prolongs leases by no more."""
 WEIGHTS_REMEMBERED: Final = 1000
 """Manifests kept on the weights stream; only the last few are ever read."""
+COMMANDS_REMEMBERED: Final = 1000
+"""Of the control stream. The learner has long journaled older ones."""
 
 T = TypeVar("T")
 
@@ -247,6 +250,14 @@ class Streams(Records):
             applied += [bool(flag) for flag in self._call(function, names, args, produces=produces)]
         return applied
 
+    def steer(self, command: Command) -> None:
+        """Append a user's command, on disk where the server can say so. Repeated, it counts once, by its nonce.
+
+        Needs no room on the server: a full one can be paused.
+        """
+        self._call("spark_publish", [self.keys.control], [encode(command), COMMANDS_REMEMBERED])
+        self._wait_for_disk()
+
     def publish(self, manifest: WeightManifest) -> None:
         """Announce weights. Repeating it is harmless: actors load the newest version, once."""
         self._call("spark_publish", [self.keys.weights], [encode(manifest), WEIGHTS_REMEMBERED])
@@ -274,8 +285,9 @@ class Streams(Records):
         An entry deleted while it was pending comes with an empty payload, so that it is buried like any other poison.
         """
         with self.client.pipeline(transaction=False) as pipe:
-            for entry_id, _ in rows:
-                pipe.xreadgroup(group, consumer, {stream: _before(entry_id)}, count=1)
+            for entry_id, _ in rows:  # pipe.xreadgroup would queue a GET as well, where redis-py's metrics are on
+                where = ("COUNT", 1, "STREAMS", stream, _before(entry_id))
+                pipe.execute_command("XREADGROUP", "GROUP", group, consumer, *where)  # type: ignore[no-untyped-call]
             answers = pipe.execute(raise_on_error=False)
         for answer in answers:
             if isinstance(answer, Exception):  # the server's own words: execute() would put others before them

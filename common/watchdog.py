@@ -38,6 +38,8 @@ class Stage:
     waits_for: str
     unblocked_by: str
     owner: str = ""
+    idle: bool = False
+    """It waits for work, and there may be none: no stall while a user holds the run (``common.steering``)."""
 
 
 STARTING: Final = Stage(
@@ -70,6 +72,10 @@ class Messenger(Protocol):
         """When a member was last heard of, in words."""
         ...
 
+    def held(self) -> str:
+        """That a user holds the run, in words; empty when nobody does, or the server does not say."""
+        ...
+
     def send_stall(self, stall: Stall, sign: str) -> None:
         """Say in the loop's place that it is stalled. Must not wait for a server that is away."""
         ...
@@ -94,6 +100,8 @@ class Watchdog:
         self._over = (0, 0.0)
         """Stalls that have ended, and their seconds."""
         self._taken = (0, 0.0)
+        self.held = ""
+        """Why nothing is to be done, as last asked about an idle stage; empty when there is no such reason."""
 
     # -- what the main loop says --------------------------------------------------------------------------
 
@@ -101,6 +109,8 @@ class Watchdog:
         """The loop is here now. This alone is no progress: a loop may go round in vain."""
         self._stage = stage
         self._heard = self._clock()
+        if not stage.idle:
+            self.held = ""
 
     def progress(self) -> None:
         """Something was done."""
@@ -110,6 +120,11 @@ class Watchdog:
             self._over = (count + 1, seconds + stall.seconds)
             log.info("stall_over", stage=stall.stage.name, after_s=round(stall.seconds, 1))
         self._progressed = self._heard = now
+        self.held = ""
+
+    def rest(self) -> None:
+        """Nothing is to be done here: the wait up to now was no stall."""
+        self._progressed = self._clock()
 
     # -- what is known --------------------------------------------------------------------------------------
 
@@ -117,6 +132,19 @@ class Watchdog:
         """What stands still at this time; None when all is well."""
         seconds = now - self._progressed
         return Stall(stage=self._stage, seconds=seconds) if seconds > self._no_progress_s else None
+
+    def found(self, now: float) -> Stall | None:
+        """The stall to report. An idle stage of a run that a user holds is none: it begins anew."""
+        stall = self.stall(now)
+        if stall is None or not stall.stage.idle or self.messenger is None:
+            return stall
+        before, self.held = self.held, self.messenger.held()
+        if not self.held:
+            return stall
+        self.rest()
+        if before != self.held:
+            log.info("rests", stage=stall.stage.name, because=self.held)
+        return None
 
     def counts(self, now: float) -> dict[str, float]:
         """Stalls of this process, and the seconds they lasted, the present one included."""
@@ -156,7 +184,7 @@ class Watchdog:
     def look(self) -> None:
         """Report a stall: once per ``no_progress_s`` in the log, every time to the messenger."""
         now = self._clock()
-        stall = self.stall(now)
+        stall = self.found(now)
         if stall is None:
             return
         sign = self.messenger.last_sign(stall.stage.owner) if self.messenger and stall.stage.owner else ""

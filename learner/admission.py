@@ -35,24 +35,41 @@ class Admission:
         self._accounts = accounts
         self._settings = settings
 
-    def admit(self, quota: Quota, ledger: Mapping[str, int], policy_version: int, before: int = 0) -> int:
+    def use(self, settings: Settings) -> None:
+        """Other settings from now on."""
+        self._settings = settings
+
+    def admit(
+        self, quota: Quota, ledger: Mapping[str, int], policy_version: int, before: int = 0, *, new: bool = True
+    ) -> int:
         """Issue and grant for the batch being collected. Returns how many prompts were issued. Raises Fenced.
 
-        What came back and lies ``before`` this place in the order of the prompts needs no room.
+        What came back and lies ``before`` this place in the order of the prompts needs no room. Unless ``new``, only
+        what came back is issued: it is in flight already.
         """
         self._issuer.take_back()
-        granted = self._judge_grant(quota, ledger, policy_version)
-        self.granted = granted
-        if granted != self._reported:
-            self._reported = granted
-            self._streams.report_progress(judge_granted=granted)
+        if new:
+            self._grant(self._judge_grant(quota, ledger, policy_version))
+        else:
+            self.hold(ledger)
         self.paused = False
+        room = self._policy_room(quota, ledger, policy_version, before)
         try:
-            return self._issuer.issue(self._policy_room(quota, ledger, policy_version, before), policy_version)
+            return self._issuer.issue(room, policy_version, new=new)
         except ServerFull as error:  # consuming goes on, which makes room
             self.paused = True
             log.warning("issuer.paused", reason=str(error))
             return 0
+
+    def hold(self, ledger: Mapping[str, int]) -> None:
+        """No room for judge tasks: the recycler may have made as many as have ended."""
+        self._grant(self._ended("judge", ledger) + ledger["dead:judge"])
+
+    def _grant(self, granted: int) -> None:
+        self.granted = granted
+        if granted != self._reported:
+            self._reported = granted
+            self._streams.report_progress(judge_granted=granted)
 
     def report_again(self) -> None:
         """With the next ``admit``: the server may have lost what it was told last."""

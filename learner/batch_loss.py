@@ -36,6 +36,10 @@ class BatchLoss:
         self._reference = reference
         self._settings = settings
 
+    def use(self, settings: Loss) -> None:
+        """Other settings from the next batch on."""
+        self._settings = settings
+
     def __call__(
         self, batch: Microbatch, counts_K: NDArray[np.int64], old: Tensor | None = None, model: Any = None
     ) -> MicrobatchLoss:
@@ -56,14 +60,17 @@ class BatchLoss:
             with torch.no_grad():
                 reference = self._reference(batch).logprobs
             per_token = per_token + self._settings.kl_coef * kl_to_reference(scores.logprobs, reference)
+        per_token = per_token * weights
         return MicrobatchLoss(
-            loss=(per_token * weights).sum(),
+            loss=per_token.sum(),
             columns=TokenColumns(
                 logprobs=scores.logprobs.detach(),
                 behaviour=behaviour,
                 entropy=scores.entropy,
                 objectives=to_device(objectives.numpy(), device),
                 staleness=to_device(batch.staleness_S[segment_N], device),
+                losses=per_token.detach(),
+                samples=to_device(batch.samples_S[segment_N], device),
             ),
         )
 

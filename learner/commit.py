@@ -9,7 +9,10 @@ from typing import Final
 import structlog
 
 from common.keys import LEARNER
+from common.settings import Settings
 from common.streams import Ending, Streams
+from common.telemetry.metric_names import CHECKPOINT
+from common.telemetry.quiet import QUIET, Meters
 from learner.checkpoint import Checkpoint, CheckpointStore, State
 from learner.engine import Engine
 from learner.fence import Fence
@@ -42,6 +45,7 @@ class Committer:
         saved: Checkpoint | None = None,
         prompts: str = "",
         after_settling: Callable[[], None] = lambda: None,
+        meters: Meters = QUIET.meters,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -53,10 +57,15 @@ class Committer:
         self._every = every
         self._prompts = prompts
         self._after_settling = after_settling
+        self._meters = meters
         self._clock = clock
         self._sleep = sleep
         self._settled: list[tuple[float, tuple[Ending, ...]]] = [(clock(), saved.state.endings)] if saved else []
         self._saved_version = saved.state.policy_version if saved else 0
+
+    def use(self, settings: Settings) -> None:
+        """Other settings from now on."""
+        self._every = settings.learner.checkpoint_every
 
     def save_if_due(self, engine: Engine) -> None:
         """Save when ``every`` optimizer steps have passed since the last checkpoint."""
@@ -73,6 +82,7 @@ class Committer:
 
     def save(self, engine: Engine) -> bool:
         """Checkpoint, settle, trim. False on an OSError (disk full): it is logged, and nothing is acknowledged."""
+        started = self._clock()
         self._fence.check()
         endings = list(self._intake.endings)
         if engine.policy_version == self._saved_version and not endings:
@@ -101,7 +111,9 @@ class Committer:
         for stream in self._streams.keys.groups():
             while self._streams.trim(stream) > 0:
                 pass
-        log.info("checkpoint.saved", folder=folder.name, acked=acked)
+        seconds = self._clock() - started
+        self._meters.record(CHECKPOINT, seconds)
+        log.info("checkpoint.saved", folder=folder.name, acked=acked, seconds=round(seconds, 3))
         return True
 
     def _recent(self) -> list[Ending]:

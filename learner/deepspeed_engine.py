@@ -21,6 +21,7 @@ import numpy as np
 import structlog
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -29,7 +30,7 @@ from common.pretrained import pretrained
 from common.settings import Settings
 from learner.batch_loss import BatchLoss
 from learner.model import device_of, load_model
-from learner.packing import Microbatch, empty_microbatch, tokens_by_objective
+from learner.packing import Microbatch, count_samples, empty_microbatch, tokens_by_objective
 from learner.ranks.deal import deal, passes
 from learner.ranks.exchange import collect, total
 from learner.ranks.place import Place
@@ -48,6 +49,7 @@ class DeepSpeedEngine:
 
     def __init__(self, settings: Settings, place: Place) -> None:
         self.policy_version = 0
+        self.sample_losses: NDArray[np.float64] | None = None
         self._settings = settings
         self._place = place
         self._device = own_device(settings, place)
@@ -70,6 +72,11 @@ class DeepSpeedEngine:
 
     # -- training ---------------------------------------------------------------------------------------------
 
+    def use(self, settings: Settings) -> None:
+        """Other settings from the next step on."""
+        self._settings = settings
+        self._loss.use(settings.loss)
+
     def old_logprobs(self, microbatches: Sequence[Microbatch]) -> list[Tensor]:
         """Log-probs of the completion tokens, microbatch by microbatch as ``step`` takes them; on every rank of all."""
         arranged = self._scorer.arrange(microbatches)
@@ -90,7 +97,7 @@ class DeepSpeedEngine:
             part = self._loss(batch, counts, before, model=self._zero.engine)
             self._zero.backward(part.loss)
             losses.append(part.loss.detach())
-            return torch.stack([part.columns.logprobs, part.columns.entropy])
+            return torch.stack([part.columns.logprobs, part.columns.entropy, part.columns.losses])
 
         found = self._on_all_ranks(arranged, backward)
         rate = learning_rate(self.policy_version + 1, self._settings.learner)
@@ -100,8 +107,9 @@ class DeepSpeedEngine:
             log.warning("learner.step_skipped", reason="the gradient is not finite", loss=loss)
         self.policy_version += 1
         stats = TokenStats()
-        for batch, (logprobs, entropy) in zip(arranged, found, strict=True):
-            stats.add(_columns(batch, logprobs, entropy))
+        for batch, (logprobs, entropy, losses_N) in zip(arranged, found, strict=True):
+            stats.add(_columns(batch, logprobs, entropy, losses_N))
+        self.sample_losses = stats.sample_losses(count_samples(microbatches))
         return {
             "loss": loss,
             "grad_norm": norm,
@@ -199,7 +207,7 @@ class DeepSpeedEngine:
             (folder / EXPORTED_FILE).write_text(version + "\n", encoding="utf-8")
 
 
-def _columns(batch: Microbatch, logprobs_N: Tensor, entropy_N: Tensor) -> TokenColumns:
+def _columns(batch: Microbatch, logprobs_N: Tensor, entropy_N: Tensor, losses_N: Tensor) -> TokenColumns:
     """What ranks send, with what is known of the batch."""
     return TokenColumns(
         logprobs=logprobs_N,
@@ -207,6 +215,8 @@ def _columns(batch: Microbatch, logprobs_N: Tensor, entropy_N: Tensor) -> TokenC
         entropy=entropy_N,
         objectives=torch.from_numpy(np.asarray(batch.objectives_S[batch.segment_of_N])),
         staleness=torch.from_numpy(np.asarray(batch.staleness_S[batch.segment_of_N])),
+        losses=losses_N,
+        samples=torch.from_numpy(np.asarray(batch.samples_S[batch.segment_of_N])),
     )
 
 

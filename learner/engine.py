@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from common.settings import Settings
 from learner.packing import Microbatch
 
 
@@ -13,6 +17,17 @@ class Engine(Protocol):
     """Owns the trained model. A policy version is one optimizer step."""
 
     policy_version: int
+
+    @property
+    def sample_losses(self) -> NDArray[np.float64] | None:
+        """What each sample added to the ``loss`` of the last step, in the order in which they were packed; they sum
+        to it. None before the first step, and where an engine cannot tell.
+        """
+        ...
+
+    def use(self, settings: Settings) -> None:
+        """Other settings from the next step on; they differ in what ``common.live.LIVE`` lists only."""
+        ...
 
     def old_logprobs(self, microbatches: Sequence[Microbatch]) -> Sequence[Any]:
         """Log-probs [N] of every microbatch under the weights as they are now."""

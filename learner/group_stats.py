@@ -1,21 +1,28 @@
-"""What the groups between two batches say: reward by objective, the judge's TPR and TNR, staleness, endings."""
+"""What the groups between two batches say: reward by objective, the judge's TPR and TNR, staleness, endings.
+
+Beside them the judge panel, which looks further back (``learner/judge_panel.py``).
+"""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 
 from common.messages import Kind, Outcome, RolloutGroup
+from common.settings import Metrics
+from learner.judge_panel import JudgePanel
 
 
 class GroupStats:
     """Rewards are taken over every group that arrived, filtered ones too: the trained ones alone would flatter."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Metrics | None = None) -> None:
+        self.judge = JudgePanel(settings or Metrics())
         self._counts: Counter[str] = Counter()
         self._values: defaultdict[str, list[float]] = defaultdict(list)
 
-    def arrived(self, group: RolloutGroup) -> None:
+    def arrived(self, group: RolloutGroup, content_staleness: int = 0) -> None:
         objective = group.task.objective
+        self.judge.arrived(group, content_staleness)
         self._counts["samples"] += len(group.rollouts)
         self._counts[f"groups/{objective}"] += 1
         self._counts["verifier_errors"] += len(group.rollouts) - len(group.scored)
@@ -40,7 +47,7 @@ class GroupStats:
         self._counts[f"{outcome}/{kind}"] += 1
 
     def take(self) -> dict[str, float]:
-        """Means and counts since the last call."""
+        """Means and counts since the last call, and the judge panel where a judge task came."""
         metrics = {name: sum(values) / len(values) for name, values in self._values.items() if values}
         for name in ("staleness", "content_staleness"):
             if self._values[name]:
@@ -48,4 +55,4 @@ class GroupStats:
         metrics |= {name: float(count) for name, count in self._counts.items()}
         self._counts.clear()
         self._values.clear()
-        return metrics
+        return metrics | self.judge.take_news()

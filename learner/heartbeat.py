@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from common.heartbeat import Heartbeat as MemberHeartbeat
@@ -18,17 +18,34 @@ class Heartbeat:
         epoch: int,
         watchdog: Watchdog | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        figures: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
+        """``figures``: asked whenever something is sent, and sent with it."""
         self._heartbeat = MemberHeartbeat(streams, "learner", "learner", watchdog, clock)
         self._epoch = epoch
+        self._clock = clock
+        self._figures = figures
+        self._noted: dict[str, Any] = {}
         self._state = ""
+        self._state_since = clock()
+
+    def said(self) -> Mapping[str, Any]:
+        """The newest sign of life, for another thread to read."""
+        return self._heartbeat.said()
+
+    def note(self, **fields: Any) -> None:
+        """What every later sign of life says, until it is noted anew."""
+        self._noted |= fields
 
     def beat(self, state: str, policy_version: int, **fields: Any) -> None:
         """Tell the state: at once when it changes, otherwise now and then."""
         if state == self._state and not self._heartbeat.due:
             return
-        self._state = state
-        self._heartbeat.beat(state, epoch=self._epoch, policy_version=policy_version, **fields)
+        if state != self._state:
+            self._state, self._state_since = state, self._clock()
+        more = {"state_s": round(self._clock() - self._state_since, 1), **self._figures(), **self._noted, **fields}
+        self._heartbeat.beat(state, epoch=self._epoch, policy_version=policy_version, **more)
 
     def stop(self) -> None:
         self._heartbeat.stop()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import structlog
@@ -19,7 +19,7 @@ from common.consumer import Consumer
 from common.errors import InvalidMessage, ServerFull, TooManyDead
 from common.keys import LEARNER
 from common.lineage import ONE_LINE, Lineage
-from common.messages import JUDGE_OBJECTIVES, Kind, Outcome, RolloutGroup
+from common.messages import JUDGE_OBJECTIVES, Kind, Objective, Outcome, RolloutGroup
 from common.settings import Settings
 from common.staleness import content_staleness, fresh, of_lost_weights, token_staleness
 from common.streams import Delivery, Ending, Product, Streams, position
@@ -30,6 +30,7 @@ from learner.advantage import has_contrast
 from learner.group_stats import GroupStats
 from learner.issuer import Issuer
 from learner.quota import DeficitRoundRobin, Quota, oldest_first
+from learner.steering import Helm
 from learner.uid_ledger import UidLedger
 
 log = structlog.get_logger()
@@ -44,6 +45,7 @@ UPDATE: Final = Stage(
     waits_for="the optimizer step, publishing or the checkpoint",
     unblocked_by="this process itself; `where` in its log says the call",
 )
+PAUSED: Final = Stage(name="paused", waits_for="the user", unblocked_by="`spark resume RUN`", idle=True)
 KINDS: Final[tuple[Kind, Kind]] = ("policy", "judge")
 _UID: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -70,10 +72,13 @@ class Intake:
         guard: Callable[[], None],
         stopping: Callable[[], bool],
         beat: Callable[[str, int], None] = lambda _state, _version: None,
+        consumed: Callable[[RolloutGroup, Outcome, int, int, int], None] = lambda *_: None,
         watchdog: Watchdog | None = None,
+        helm: Helm | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.stats = GroupStats()
+        self.helm = helm or Helm(settings)
+        self.stats = GroupStats(settings.metrics)
         self.endings: list[Ending] = []
         self.ended = ended
         self.trained = trained
@@ -86,6 +91,7 @@ class Intake:
         self._guard = guard
         self.stopping = stopping
         self._beat = beat
+        self._consumed = consumed
         self._watchdog = watchdog or Watchdog(clock=clock)
         self._clock = clock
         self._kinds: dict[str, Kind] = {streams.keys.rollouts(kind): kind for kind in KINDS}
@@ -94,14 +100,19 @@ class Intake:
         ledger = streams.ledger()
         self._accounts = {kind: Account() for kind in KINDS}
         self._admission = Admission(streams, issuer, self._accounts, settings)
-        mix = settings.recycler.mix.model_dump()
-        self._round_robin = DeficitRoundRobin({objective: mix[objective] for objective in JUDGE_OBJECTIVES})
+        self._round_robin = DeficitRoundRobin(_mix(settings))
         self._last_policy_id = "0-0"
         self._adopted = clock()
         self._relieved = float("-inf")
         self._dead = self._dead_at_cut = ledger["dead:policy"]
         self._newest_event = streams.newest_event()
         self._policy_version = 0
+
+    def use(self, settings: Settings) -> None:
+        """Other settings from the next batch on."""
+        self._settings = settings
+        self._admission.use(settings)
+        self._round_robin.use(_mix(settings))
 
     def take(
         self,
@@ -110,7 +121,10 @@ class Intake:
         relieve: Callable[[], object] = lambda: None,
         tend: Callable[[], bool] = lambda: True,
     ) -> list[RolloutGroup] | None:
-        """The next batch, oldest groups first; [] when a judge batch has nothing; None when the run is over.
+        """The next batch, oldest groups first; None when the run is over or drained.
+
+        [] when a judge batch has nothing, or when a user's command waits (``helm.is_called``). While the run is paused
+        groups are collected and nothing is issued or cut.
 
         ``relieve`` makes what has ended durable and acknowledges it. It is called when the server has no room for new
         prompts: acknowledged entries are what can be deleted, and no step may ever come without new prompts.
@@ -126,16 +140,26 @@ class Intake:
         full_since: float | None = None
         while not self.stopping():
             self._guard()
+            if self.helm.listen():
+                return []
             announced = tend()
             self._return_orphans()
             ledger = self._streams.ledger()
             self._forget_dead(ledger["dead:policy"])
-            issued = self._admission.admit(quota, ledger, policy_version, self._last_place()) if announced else 0
+            if self.helm.paused:
+                self._rest(ledger, policy_version)
+                continue
+            new, last = not self.helm.draining, self._last_place()
+            issued = self._admission.admit(quota, ledger, policy_version, last, new=new) if announced else 0
             if self._admission.paused and self.endings and self._clock() - self._relieved > RELIEVE_S:
                 self._relieved = self._clock()
                 relieve()
             on_their_way = self._admission.in_flight("policy", ledger) + issued - len(self._ready["policy"])
             on_their_way += not announced  # no batch is cut short for want of what will be issued then
+            if self.helm.draining and on_their_way == 0 and not self._ready["policy"]:
+                quota = Quota(policy=0, judge=self._judge_left())
+                if quota.judge == 0:
+                    return None
             full = self._full(quota, on_their_way)
             full_since = (full_since or self._clock()) if full else None
             if full_since is not None and not self._worth_waiting(quota, self._clock() - full_since):
@@ -143,13 +167,37 @@ class Intake:
                 self._watchdog.enter(UPDATE)
                 self._beat("updating", policy_version)
                 return self._cut(quota)
-            self._watchdog.enter(Stage(name="wait_for_groups", **self.waiting_for(quota, full=full)))
+            waits = self.waiting_for(quota, full=full)
+            waits_for, unblocked_by = waits["waits_for"], waits["unblocked_by"]
+            self._watchdog.enter(Stage(name="wait_for_groups", waits_for=waits_for, unblocked_by=unblocked_by))
             self._beat("waiting for judge groups" if full else "waiting for policy groups", policy_version)
             if not full and on_their_way == 0 and self._issuer.exhausted and not self._ready["policy"]:
                 return None
             if self._poll(BLOCK_MS):
                 self._watchdog.progress()
         return None
+
+    def _rest(self, ledger: Mapping[str, int], policy_version: int) -> None:
+        """A round of a paused run: what is under way arrives. Unblocked by the user."""
+        self._admission.hold(ledger)
+        self._watchdog.enter(PAUSED)
+        self._watchdog.rest()
+        self._beat(self.helm.steering.held, policy_version)
+        self._poll(BLOCK_MS)
+
+    def _judge_left(self) -> int:
+        """Judge groups that the end of a drain waits for, at most a batch of them.
+
+        At least one until the recycler has seen that it gets no more room: it may be making tasks for what it had.
+        """
+        most = self._settings.learner.judge_groups_per_step
+        if most == 0:
+            return 0
+        told = self._streams.progress().get("recycled_grant") == str(self._admission.granted)
+        left = self._admission.in_flight("judge", self._streams.ledger())  # read after the recycler's word
+        if left == 0 and not told and self._streams.members().get("recycler") is not None:
+            return 1
+        return min(left, most)
 
     def waiting_for(self, quota: Quota, *, full: bool) -> dict[str, str]:
         """What the learner waits for, and who should end the wait. ``full``: the policy part of the batch is there."""
@@ -232,9 +280,10 @@ class Intake:
             self._orphans[group.uid] = (delivery, group)
             return
         self._accounts[kind].arrived()
-        self.stats.arrived(group)
+        self.stats.arrived(group, content_staleness(group, self._policy_version, self.lineage))
         if self._settings.learner.filter_zero_variance and not has_contrast(group):
             self._end(delivery, kind, "filtered")
+            self._tell(group, "filtered")
             return
         self._ready[kind][group.uid] = (delivery, group)
 
@@ -245,6 +294,11 @@ class Intake:
         self.ended.add(delivery.uid, outcome, kind)
         self._accounts[kind].end(delivery.uid, filtered=outcome == "filtered")
         self.stats.ended(outcome, kind)
+
+    def _tell(self, group: RolloutGroup, outcome: Outcome) -> None:
+        version = self._policy_version
+        content = content_staleness(group, version, self.lineage)
+        self._consumed(group, outcome, version, self.staleness(group), content)
 
     def _end_again(self, delivery: Delivery, kind: Kind, outcome: Outcome) -> None:
         """The twin of a uid that has its end already: the server forgot the end, so it is told once more.
@@ -299,6 +353,7 @@ class Intake:
                     self._orphans[uid] = (delivery, group)
                     continue
                 self._end(delivery, kind, "dropped_stale")
+                self._tell(group, "dropped_stale")
                 log.info(
                     "group.dropped",
                     reason="stale",
@@ -358,7 +413,11 @@ class Intake:
         stragglers = any(version in last_chance for version in self._issuer.outstanding.values())
         if quota.policy and bound and stragglers and waited_s < learner.straggler_wait_s:
             return True
-        if len(self._ready["judge"]) >= quota.judge or waited_s >= learner.judge_wait_s:
+        if len(self._ready["judge"]) >= quota.judge:
+            return False
+        if self.helm.draining and not quota.policy:
+            return True  # the last of what is in flight
+        if waited_s >= learner.judge_wait_s:
             return False
         return self._judge_on_its_way()
 
@@ -384,6 +443,7 @@ class Intake:
         for group in policy + judge:
             delivery, _ = self._ready[group.task.kind].pop(group.uid)
             self._end(delivery, group.task.kind, "trained")
+            self._tell(group, "trained")
             content = content_staleness(group, self._policy_version, self.lineage)
             self.stats.trained(group, self.staleness(group), content)
         self.trained += len(policy + judge)
@@ -393,6 +453,11 @@ class Intake:
         if quota.judge:
             self._accounts["judge"].cut()
         return policy + judge
+
+
+def _mix(settings: Settings) -> dict[Objective, float]:
+    mix = settings.recycler.mix.model_dump()
+    return {objective: mix[objective] for objective in JUDGE_OBJECTIVES}
 
 
 def _checked(group: RolloutGroup, delivery: Delivery, kind: Kind) -> RolloutGroup:

@@ -15,6 +15,7 @@ from common.keys import ACTORS, LEARNER
 from common.messages import ChatMessage, Sampling, Task, TextPart, uid_of
 from common.settings import Settings
 from common.streams import Delivery, Product, Streams
+from common.telemetry.quiet import QUIET, Traces
 from common.templates import TemplateSet
 from learner.fence import Fence
 from learner.prompts import Prompt, PromptSource
@@ -43,6 +44,7 @@ class Issuer:
         returned: Consumer,
         inherited: set[str] | None = None,
         reached: int = 0,
+        traces: Traces = QUIET.traces,
     ) -> None:
         """``inherited``: uids in flight to be found again (arrived, returned or dead) before anything is issued.
 
@@ -64,6 +66,7 @@ class Issuer:
         self._templates = templates
         self._settings = settings
         self._returned = returned
+        self._traces = traces
 
     @property
     def parked(self) -> int:
@@ -110,20 +113,22 @@ class Issuer:
         """Tasks in hand that come before this place in the order of the prompts."""
         return sum(task.position < position for _, task in self._parked.values())
 
-    def issue(self, room: int, policy_version: int) -> int:
+    def issue(self, room: int, policy_version: int, *, new: bool = True) -> int:
         """Issue up to ``room`` tasks; returns how many of them are new. Raises Fenced, ServerFull."""
         if self.inherited:
             return 0
         again = self._issue_again(room, policy_version)
-        return self._issue_new(room - again, policy_version)
+        return self._issue_new(room - again, policy_version) if new else 0
 
     def _issue_again(self, room: int, policy_version: int) -> int:
         tasks = self._streams.keys.tasks("policy")
         due = sorted(self._parked.values(), key=lambda parked: parked[1].position)[: max(0, room)]
         for delivery, task in due:
             again = replace(task, issued_version=policy_version, attempt=task.attempt + 1)
-            product = Product.of(task.uid, again)
+            issue = self._traces.issue([again], policy_version)
+            product = Product.of(task.uid, issue.tasks[0])
             self._streams.transfer(delivery.stream, LEARNER, tasks, [(delivery.id, [product])])
+            issue.told()
             self._returned.done(delivery)
             del self._parked[task.uid]
             self.outstanding[task.uid] = policy_version
@@ -137,7 +142,8 @@ class Issuer:
             tasks.append(task)
         expected, before = self.cursor + len(tasks), self.cursor
         self.reached = max(self.reached, expected)  # before the call, whose reply may be lost
-        self.cursor = self._fence.hold(lambda: self._streams.issue(self._fence.token, before, tasks))
+        issue = self._traces.issue(tasks, policy_version)
+        self.cursor = self._fence.hold(lambda: self._streams.issue(self._fence.token, before, issue.tasks))
         if self.cursor < before:
             log.warning("issuer.server_lost_its_tail", cursor=before, of_server=self.cursor)
             return self._issue_new(room, policy_version)  # at once: no batch may be cut as if they were not coming
@@ -145,6 +151,7 @@ class Issuer:
             raise Fenced(f"the cursor of this run is at {self.cursor}, not {expected}: another learner moved it")
         if self.cursor != expected:  # it issued some when it was asked before; the reply was lost, and then it was full
             return self._issue_new(before + room - self.cursor, policy_version)
+        issue.told()
         self.outstanding |= {task.uid: policy_version for task in tasks}
         return len(tasks)
 

@@ -12,13 +12,15 @@ import structlog
 
 from common.messages import RolloutGroup
 from common.settings import Settings
+from learner.archive import NO_ARCHIVE, GroupArchive
 from learner.commit import Committer
 from learner.engine import Engine
 from learner.intake import Intake
 from learner.packing import Microbatch, pack
 from learner.publisher import Publisher
-from learner.quota import quotas
+from learner.quota import quota_of
 from learner.samples import split, to_samples
+from learner.steering import Helm
 
 log = structlog.get_logger()
 
@@ -50,51 +52,79 @@ def run(
     committer: Committer,
     settings: Settings,
     record: Callable[[dict[str, Any]], None],
+    archive: GroupArchive = NO_ARCHIVE,
 ) -> None:
     """One pass takes one batch and makes its optimizer steps; returns at max_steps or when the intake is closed.
 
     consumes: scored groups no staler than settings.staleness.max_staleness
         waits for:    settings.learner.groups_per_step of them
-        unblocked by: actors shipping groups; SIGTERM closing the intake
+        unblocked by: actors shipping groups; a user's command (``intake.helm``); SIGTERM closing the intake
     produces: policy versions; publishing one gives actors room for new groups
     """
     timers, started = Timers(), time.monotonic()
     publisher.publish(engine)  # actors wait for a first policy
-    for quota in quotas(settings.learner):
+    helm, turn = intake.helm, 0
+    while True:
+        if helm.obey(engine.policy_version):
+            settings = steer(helm, engine, intake, committer)
         if engine.policy_version >= settings.learner.max_steps:
             break
-        with timers.timed("wait_for_groups"):
+        quota = quota_of(settings.learner, turn)
+        with timers.timed("paused" if helm.paused else "wait_for_groups"):
             relieve, tend = partial(committer.save, engine), partial(publisher.tend, engine)
             groups = intake.take(quota, engine.policy_version, relieve, tend)
         if groups is None:  # closed, or no prompts left
             break
+        if helm.is_called:  # a user wants something else: look again
+            continue
+        turn += 1
         if not groups:  # a judge batch with nothing to judge
             continue
 
         with timers.timed("step"):
-            report = update(engine, groups, settings, intake.staleness)
+            report = update(engine, groups, settings, intake.staleness, archive)
+        archive.write(engine.policy_version)
         with timers.timed("publish"):
             publisher.publish(engine)
         with timers.timed("checkpoint"):
+            archive.flush()  # what a checkpoint acknowledges is archived already
             committer.save_if_due(engine)
 
         progress = {"policy_version": engine.policy_version, "elapsed_s": round(time.monotonic() - started, 3)}
         metrics = {**progress, **report, **intake.stats.take(), **timers.take()}
         record(metrics)
         log.info("learner.step_done", policy_version=engine.policy_version, groups=len(groups))
+    archive.write(engine.policy_version)
+    archive.flush()
     committer.finish(engine, intake.stopping)
 
 
+def steer(helm: Helm, engine: Engine, intake: Intake, committer: Committer) -> Settings:
+    """Follow what a user said; returns the settings from now on. What was trained before a pause is made durable."""
+    engine.use(helm.settings)
+    intake.use(helm.settings)
+    committer.use(helm.settings)
+    if helm.paused:
+        committer.save(engine)
+    return helm.settings
+
+
 def update(
-    engine: Engine, groups: list[RolloutGroup], settings: Settings, staleness: Callable[[RolloutGroup], int]
+    engine: Engine,
+    groups: list[RolloutGroup],
+    settings: Settings,
+    staleness: Callable[[RolloutGroup], int],
+    archive: GroupArchive = NO_ARCHIVE,
 ) -> dict[str, float]:
     """The optimizer steps of one batch; returns the metrics of the last."""
-    parts = [_pack(part, staleness, settings) for part in split(groups, settings.learner.updates_per_batch)]
+    shares = split(groups, settings.learner.updates_per_batch)
+    parts = [_pack(share, staleness, settings) for share in shares]
     recompute = settings.loss.old_logprobs == "recomputed" or settings.loss.kind == "tis"
     old = [engine.old_logprobs(part) if recompute else None for part in parts]
     report: dict[str, float] = {}
-    for microbatches, old_logprobs in zip(parts, old, strict=True):
+    for share, microbatches, old_logprobs in zip(shares, parts, old, strict=True):
         report = engine.step(microbatches, old_logprobs)
+        archive.trained(share, engine.policy_version, engine.sample_losses)
     report["staleness_before"] = float(max(map(staleness, groups)))
     return report
 

@@ -31,10 +31,12 @@ class MetricsFile:
         self._file: BinaryIO = path.open("ab", buffering=0)
         self._cut()
 
-    def record(self, metrics: dict[str, Any]) -> None:
-        elapsed_s = round(self._offset_s + metrics["elapsed_s"], 3)
-        self._waiting.append(json.dumps({**metrics, "elapsed_s": elapsed_s}).encode() + b"\n")
+    def record(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Returns the line as it is written."""
+        line = {**metrics, "elapsed_s": round(self._offset_s + metrics["elapsed_s"], 3)}
+        self._waiting.append(json.dumps(line).encode() + b"\n")
         self._write()
+        return line
 
     def __enter__(self) -> MetricsFile:
         return self

@@ -32,6 +32,8 @@ class Microbatch:
     objectives_S: NDArray[np.int64]
     """Index into ``OBJECTIVES``."""
     staleness_S: NDArray[np.int64]
+    samples_S: NDArray[np.int64]
+    """Place of each sample among those that were packed; -1 for one that is none of them."""
 
     @property
     def lengths_S(self) -> NDArray[np.int64]:
@@ -63,7 +65,7 @@ def pack(samples: Sequence[Sample], tokens_per_microbatch: int) -> list[Microbat
     A sample longer than the budget gets a microbatch of its own. Every sample appears exactly once.
     """
     bins = _first_fit([len(sample) for sample in samples], tokens_per_microbatch)
-    return [_microbatch([samples[index] for index in members]) for members in bins]
+    return [_microbatch([samples[index] for index in members], members) for members in bins]
 
 
 def rows_for_padding(microbatches: Sequence[Microbatch], tokens_per_microbatch: int) -> list[Microbatch]:
@@ -96,6 +98,7 @@ def empty_microbatch() -> Microbatch:
         advantages_S=np.zeros(1, dtype=np.float32),
         objectives_S=np.zeros(1, dtype=np.int64),
         staleness_S=np.zeros(1, dtype=np.int64),
+        samples_S=np.full(1, -1),
     )
 
 
@@ -105,6 +108,10 @@ def tokens_by_objective(microbatches: Sequence[Microbatch]) -> NDArray[np.int64]
     for batch in microbatches:
         np.add.at(counts, batch.objectives_S[batch.segment_of_N], 1)
     return counts
+
+
+def count_samples(microbatches: Sequence[Microbatch]) -> int:
+    return sum(len(batch.samples_S) for batch in microbatches)
 
 
 def _first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
@@ -122,7 +129,8 @@ def _first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
     return bins
 
 
-def _microbatch(samples: Sequence[Sample]) -> Microbatch:
+def _microbatch(samples: Sequence[Sample], places: Sequence[int]) -> Microbatch:
+    """``places``: of the samples in the batch."""
     starts = np.cumsum([0, *map(len, samples)])
     is_target, behaviour = np.zeros(starts[-1], dtype=np.bool_), np.zeros(starts[-1], dtype=np.float32)
     for start, sample in zip(starts, samples, strict=False):
@@ -137,6 +145,7 @@ def _microbatch(samples: Sequence[Sample]) -> Microbatch:
         advantages_S=np.array([sample.advantage for sample in samples], dtype=np.float32),
         objectives_S=np.array([OBJECTIVES.index(sample.objective) for sample in samples]),
         staleness_S=np.array([sample.staleness for sample in samples]),
+        samples_S=np.array(places),
     )
 
 
@@ -151,4 +160,5 @@ def _join(places: Sequence[tuple[Microbatch, int]]) -> Microbatch:
         advantages_S=np.array([batch.advantages_S[segment] for batch, segment in places]),
         objectives_S=np.array([batch.objectives_S[segment] for batch, segment in places]),
         staleness_S=np.array([batch.staleness_S[segment] for batch, segment in places]),
+        samples_S=np.array([batch.samples_S[segment] for batch, segment in places]),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.messages import Objective, RolloutGroup
@@ -17,15 +17,12 @@ class Quota:
     judge: int
 
 
-def quotas(learner: Learner) -> Iterator[Quota]:
-    """The batches of a run, for ever: all alike when joint, policy and judge in turn when alternating."""
+def quota_of(learner: Learner, turn: int) -> Quota:
+    """What a batch wants: all alike when joint, policy and judge in turn when alternating."""
     policy, judge = learner.groups_per_step, learner.judge_groups_per_step
-    while True:
-        if learner.mixing == "joint" or judge == 0:
-            yield Quota(policy=policy, judge=judge)
-        else:
-            yield Quota(policy=policy, judge=0)
-            yield Quota(policy=0, judge=judge)
+    if learner.mixing == "joint" or judge == 0:
+        return Quota(policy=policy, judge=judge)
+    return Quota(policy=0, judge=judge) if turn % 2 else Quota(policy=policy, judge=0)
 
 
 def oldest_first(group: RolloutGroup) -> tuple[int, str]:
@@ -40,9 +37,14 @@ class DeficitRoundRobin:
     """
 
     def __init__(self, shares: Mapping[Objective, float]) -> None:
+        self._shares: dict[Objective, float] = {}
+        self._deficit = dict.fromkeys(shares, 0.0)
+        self.use(shares)
+
+    def use(self, shares: Mapping[Objective, float]) -> None:
+        """Other shares from now on, of the same objectives; what is owed stays owed."""
         total = sum(shares.values()) or 1.0
         self._shares = {objective: share / total for objective, share in shares.items()}
-        self._deficit = dict.fromkeys(self._shares, 0.0)
 
     def choose(
         self, ready: Sequence[RolloutGroup], count: int, last_chance: Callable[[RolloutGroup], bool] = lambda _: False

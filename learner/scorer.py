@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -28,7 +29,8 @@ class Scorer:
         self._budget = settings.learner.tokens_per_microbatch
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._head = TargetHead(model)
-        self.form = choose_form(model, self._head, packing=settings.learner.packing, half=self._half)
+        with _float32_in_full():
+            self.form = choose_form(model, self._head, packing=settings.learner.packing, half=self._half)
         if self._half and self.device.type == "cuda":
             # the head stays float32: TF32 does that at half the speed of bfloat16, instead of a fifteenth
             torch.set_float32_matmul_precision("high")
@@ -48,3 +50,14 @@ class Scorer:
         way = "selected" if few and self.form.way == "chunked" else self.form.way
         with self.precision():
             return self._head.score(model or self.model, given, way)
+
+
+@contextmanager
+def _float32_in_full() -> Iterator[None]:
+    """For the self-check: TF32, which an earlier scorer may have switched on, is coarser than what it tolerates."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

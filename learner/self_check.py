@@ -70,6 +70,7 @@ def random_batch(vocabulary: int) -> Microbatch:
         advantages_S=np.zeros(len(LENGTHS), dtype=np.float32),
         objectives_S=np.zeros(len(LENGTHS), dtype=np.int64),
         staleness_S=np.zeros(len(LENGTHS), dtype=np.int64),
+        samples_S=np.arange(len(LENGTHS)),
     )
 
 

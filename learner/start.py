@@ -16,6 +16,7 @@ from common.keys import LEARNER
 from common.lineage import Lineage
 from common.settings import Settings
 from common.streams import Streams, position
+from common.telemetry.quiet import QUIET, Telemetry
 from common.templates import TemplateSet
 from common.weights import WeightStore
 from learner.checkpoint import Checkpoint, CheckpointStore, EpochStart
@@ -25,9 +26,11 @@ from learner.event_log import EventLog
 from learner.fence import Fence, wiped
 from learner.intake import Intake
 from learner.issuer import Issuer, in_flight
+from learner.journal import Journal
 from learner.prompts import PromptSource
 from learner.publisher import Publisher
 from learner.rebuild import rebuild
+from learner.steering import SteeredHelm
 from learner.uid_ledger import UidLedger
 
 log = structlog.get_logger()
@@ -126,9 +129,10 @@ def assemble(
     stopping: Callable[[], bool],
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
+    telemetry: Telemetry = QUIET,
     **watchers: Any,
 ) -> Parts:
-    """The parts of a learner that has taken over. ``watchers``: who is told how the intake waits."""
+    """The parts of a learner that has taken over. ``watchers``: who is told how the intake waits, and its helm."""
     keys, fence, saved = streams.keys, taken.fence, taken.saved
     name = f"learner-e{fence.epoch:06d}"
     consumer = Consumer(streams, LEARNER, name, [keys.rollouts("judge"), keys.rollouts("policy")], clock=clock)
@@ -146,6 +150,7 @@ def assemble(
         returned=returned,
         inherited=inherited,
         reached=saved.state.cursor if saved else 0,
+        traces=telemetry.traces,
     )
     intake = Intake(
         streams,
@@ -178,10 +183,20 @@ def assemble(
         saved=saved,
         prompts=prompts.fingerprint(),
         after_settling=EventLog(streams, fence, settings.run.directory / "events", clock).spool,
+        meters=telemetry.meters,
         clock=clock,
         sleep=sleep,
     )
     return Parts(intake=intake, publisher=publisher, committer=committer)
+
+
+def take_the_helm(
+    taken: Takeover, streams: Streams, checkpoints: CheckpointStore, settings: Settings, **clocks: Any
+) -> SteeredHelm:
+    """What users have told the run, and will. ``settings``: of the run file; to work with are those of the helm."""
+    version = taken.saved.state.policy_version if taken.saved else 0
+    journal = Journal(checkpoints.root, taken.fence.epoch)
+    return SteeredHelm(streams, taken.fence, journal, settings, policy_version=version, **clocks)
 
 
 def load(engine: Engine, taken: Takeover) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,6 +27,10 @@ class TokenColumns:
     """Index into ``OBJECTIVES``."""
     staleness: Tensor
     """In versions."""
+    losses: Tensor
+    """What each token adds to the loss of the step."""
+    samples: Tensor
+    """``Microbatch.samples_S`` of each token."""
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Name -> array on the host: what one rank sends to another."""
@@ -42,14 +47,26 @@ class TokenStats:
 
     def __init__(self) -> None:
         self._parts: list[TokenColumns] = []
+        self._on_host: TokenColumns | None = None
 
     def add(self, columns: TokenColumns) -> None:
         self._parts.append(columns)
+        self._on_host = None
 
     def columns(self) -> TokenColumns:
         """All that was added, on the host: one wait for the device in a step. Raises RuntimeError when nothing was."""
-        names = [field.name for field in fields(TokenColumns)]
-        return TokenColumns(**{name: torch.cat([getattr(part, name) for part in self._parts]).cpu() for name in names})
+        if self._on_host is None:
+            columns = {f.name: torch.cat([getattr(part, f.name) for part in self._parts]) for f in fields(TokenColumns)}
+            self._on_host = TokenColumns(**{name: column.cpu() for name, column in columns.items()})
+        return self._on_host
+
+    def sample_losses(self, samples: int) -> NDArray[np.float64]:
+        """What each of so many samples added to the loss of the step, in the order in which they were packed."""
+        if not self._parts:
+            return np.zeros(samples)
+        columns = self.columns()
+        losses: NDArray[np.float64] = columns.losses.double().numpy()
+        return np.bincount(columns.samples.numpy(), losses, minlength=samples).astype(np.float64, copy=False)
 
     def summary(self, clip: float) -> dict[str, float]:
         """Metrics over all tokens, then ``NAME/OBJECTIVE`` and ``NAME/staleness_K`` for each present."""

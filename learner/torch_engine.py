@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import structlog
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -18,7 +20,7 @@ from common.settings import Settings
 from learner.batch_loss import BatchLoss
 from learner.lora import export_adapter, merged
 from learner.model import load_model, published_tensors, trained_parameters
-from learner.packing import Microbatch, tokens_by_objective
+from learner.packing import Microbatch, count_samples, tokens_by_objective
 from learner.schedule import learning_rate
 from learner.scorer import Scorer
 from learner.tensor_files import read_tensors, write_tensors
@@ -39,6 +41,7 @@ class TorchEngine:
 
     def __init__(self, settings: Settings) -> None:
         self.policy_version = 0
+        self.sample_losses: NDArray[np.float64] | None = None
         self._settings = settings
         self.model: Any = load_model(settings)
         self.reference: Any = load_model(settings, trained=False) if settings.loss.kl_coef > 0 else None
@@ -52,6 +55,11 @@ class TorchEngine:
             weight_decay=settings.learner.weight_decay,
             fused=True,
         )
+
+    def use(self, settings: Settings) -> None:
+        """Other settings from the next step on."""
+        self._settings = settings
+        self._loss.use(settings.loss)
 
     def old_logprobs(self, microbatches: Sequence[Microbatch]) -> list[Tensor]:
         """Log-probs of the completion tokens, microbatch by microbatch as ``step`` takes them."""
@@ -78,6 +86,7 @@ class TorchEngine:
             log.warning("learner.step_skipped", reason="the gradient is not finite", loss=total.item())
         self._optimizer.zero_grad(set_to_none=True)
         self.policy_version += 1
+        self.sample_losses = stats.sample_losses(count_samples(microbatches))
         return {
             "loss": total.item(),
             "grad_norm": norm.item(),

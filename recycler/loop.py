@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import structlog
 
 from common.codec import decode
 from common.consumer import Consumer
-from common.errors import InvalidMessage, ServerFull
+from common.errors import InvalidMessage, ServerFull, SettingsError
 from common.heartbeat import Heartbeat
 from common.keys import LEARNER, RECYCLER
 from common.lineage import ONE_LINE, Lineage
 from common.messages import RolloutGroup
+from common.settings import Settings
 from common.streams import Delivery, Product, Streams, position
+from common.telemetry.quiet import QUIET, Traces
 from common.watchdog import Stage
+from recycler.following import Following, least_room
 from recycler.reservoir import Emission, Reservoir
 
 log = structlog.get_logger()
@@ -42,7 +46,10 @@ class RecyclerLoop:
         *,
         content_bound: int,
         least_room: int = 1,
+        following: Following | None = None,
         heartbeat: Heartbeat | None = None,
+        traces: Traces = QUIET.traces,
+        on_epoch: Callable[[int], None] = lambda _epoch: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -50,9 +57,17 @@ class RecyclerLoop:
         self._reservoir = reservoir
         self._content_bound = content_bound
         self._least_room = least_room
+        self._following = following
         self._clock = clock
         self._sleep = sleep
         self._outbox: list[Emission] = []
+        self._traces = traces
+        self._on_epoch = on_epoch
+        self._epoch = 0
+        self._contexts: dict[str, str] = {}
+        """Entry -> context of the group in it, of groups that are traced."""
+        self._issued: list[Callable[[], None]] = []
+        """To be told once the outbox is sent."""
         self._source = streams.keys.rollouts("policy")
         self._consumer = Consumer(streams, RECYCLER, "recycler", [self._source], clock=clock)
         self._deliveries: dict[str, Delivery] = {}
@@ -80,6 +95,11 @@ class RecyclerLoop:
         if deliveries or (policy_version, granted) != self._seen:
             self._seen = (policy_version, granted)
             self._watchdog.progress()
+        if (epoch := int(progress.get("epoch", 0))) != self._epoch:
+            self._epoch = epoch
+            self._on_epoch(epoch)
+        if self._following and (settings := self._following.look(progress)) is not None:
+            self._use(settings)
         lineage = Lineage.from_json(progress["lineage"]) if "lineage" in progress else ONE_LINE
         self._emit(self._reservoir.expire(policy_version, self._content_bound, lineage))
         self._room = granted - self._streams.ledger()["issued:judge"]
@@ -87,6 +107,14 @@ class RecyclerLoop:
             self._emit(self._reservoir.plan(self._room, policy_version))
         if not self._outbox:
             self._report(granted)
+
+    def _use(self, settings: Settings) -> None:
+        """Other settings from now on. What the template set has no texts for is left as it is."""
+        self._least_room = least_room(settings)
+        try:
+            self._reservoir.use(settings.recycler)
+        except SettingsError as error:
+            log.error("recycler.not_steered", reason=str(error))
 
     def stop(self) -> None:
         """Nothing to hand back: the groups held stay pending for the next recycler, which has the same name."""
@@ -103,11 +131,20 @@ class RecyclerLoop:
         else:
             self._deliveries[delivery.id] = delivery
             self._reservoir.add(delivery.id, group)
+            if group.task.trace:
+                self._contexts[delivery.id] = group.task.trace
         self._through = max(self._through, delivery.id, key=position)  # a re-read entry is no step back
 
     def _emit(self, emissions: Sequence[Emission]) -> None:
-        self._outbox += emissions
+        self._outbox += [self._traced(emission) for emission in emissions]
         self._flush()
+
+    def _traced(self, emission: Emission) -> Emission:
+        """Its tasks in traces of their own, each linked to the group whose answers it shows."""
+        source = self._contexts.pop(emission.entry_id, "")
+        issue = self._traces.issue(emission.tasks, self._seen[0], source)
+        self._issued.append(issue.told)
+        return replace(emission, tasks=tuple(issue.tasks))
 
     def _flush(self) -> bool:
         """Send what was decided. False when the server is full: waits for consumers, who make room."""
@@ -125,7 +162,9 @@ class RecyclerLoop:
                 log.warning("recycler.already_decided", uid=emission.uid)
         if self._outbox:
             self._watchdog.progress()
-        self._outbox = []
+        for told in self._issued:
+            told()
+        self._outbox, self._issued = [], []
         return True
 
     def _report(self, granted: int) -> None:
@@ -148,9 +187,13 @@ class RecyclerLoop:
                 waits_for=f"room for {self._least_room} judge tasks; there is room for {max(0, self._room)}",
                 unblocked_by="the learner, which grants more when it takes judge groups",
                 owner=LEARNER,
+                idle=True,
             )
         return Stage(
-            name="wait_for_groups", waits_for="scored policy groups", unblocked_by="actors shipping policy groups"
+            name="wait_for_groups",
+            waits_for="scored policy groups",
+            unblocked_by="actors shipping policy groups",
+            idle=True,
         )
 
     def _beat(self) -> None:

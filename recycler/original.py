@@ -35,6 +35,10 @@ class Original:
                 "verdict words, pairwise and reflect templates; add them, or choose another recipe"
             )
 
+    def use(self, recycler: Recycler) -> None:
+        """Other shares from the next plan on: the table of this recipe has but one."""
+        self._told_wrong_share = recycler.told_wrong_share
+
     def plan(self, groups: Iterable[Sources], room: int, policy_version: int, right_rate: float) -> Plan:
         """Tasks that fill exactly ``room``, half of them reflections; nothing while the groups cannot."""
         usable = [sources for sources in groups if sources.kind != "unusable"]

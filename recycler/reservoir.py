@@ -48,6 +48,10 @@ class Reservoir:
         self._recent: deque[tuple[int, int]] = deque(maxlen=self._limit)
         self.counts: Counter[str] = Counter()
 
+    def use(self, recycler: Recycler) -> None:
+        """Other settings from the next plan on. Raises SettingsError when the template set lacks what they need."""
+        self._recipe.use(recycler)
+
     def __len__(self) -> int:
         return len(self._held)
 

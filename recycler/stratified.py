@@ -37,11 +37,19 @@ class Stratified:
         self._told_wrong: Families[ReflectTemplate] = Families([one for one in reflect if not one.neutral])
         self._right_rate = 0.5
         self._policy_version = 0
-        self._refuse_missing_templates()
+        self._refuse_missing_templates(self._mix)
 
-    def _refuse_missing_templates(self) -> None:
+    def use(self, recycler: Recycler) -> None:
+        """Other shares from the next plan on. Another mix begins its turn-taking anew, as a restart does."""
+        if recycler.mix != self._recycler.mix:
+            mix = Shares(recycler.mix.model_dump())
+            self._refuse_missing_templates(mix)
+            self._mix = mix
+        self._recycler = recycler
+
+    def _refuse_missing_templates(self, mix: Shares) -> None:
         families = {"pointwise": self._pointwise, "pairwise": self._pairwise, "reflect": self._neutral}
-        for objective in self._mix.names:
+        for objective in mix.names:
             if not families[objective]:
                 raise SettingsError(
                     f"template set {self._builder.templates.name!r} has no {objective} template (reflect: no neutral "

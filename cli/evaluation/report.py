@@ -36,6 +36,14 @@ SECTIONS: Final[tuple[tuple[tuple[str, str], ...], ...]] = (
         ("majority_equal", "  majority vote at equal tokens"),
         ("majority", "  majority vote"),
     ),
+    (
+        ("auroc", "judge's P(Yes): AUROC"),
+        ("ece", "  calibration error (ECE)"),
+        ("ece_floor", "  of which by chance"),
+        ("confidence", "  two verdicts agree"),
+        ("false_positive_empty", "false positives: empty answers"),
+        ("false_positive_master_key", "false positives: master keys"),
+    ),
 )
 DIFFERENCES: Final = frozenset({"position_bias", "tts_gain"})
 

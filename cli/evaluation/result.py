@@ -19,7 +19,8 @@ class Evaluation:
     ``pairwise`` with ``swap_consistency``, ``position_bias`` and ``pairwise_unparsed``; ``fix`` and ``break`` (also by
     form: ``fix_answer``, ...) with ``resolve``; ``tts`` (= the last of ``tts_r0``, ``tts_r1``, ...) with ``tts_gain``
     (over r0, same prompts); ``majority`` at the votes asked for, ``majority_equal`` at the votes that cost nearest
-    to test-time scaling, and ``tts_vs_majority`` (tts less majority_equal, same prompts).
+    to test-time scaling, and ``tts_vs_majority`` (tts less majority_equal, same prompts); ``auroc``, ``ece``,
+    ``ece_floor`` and ``confidence`` of the judge's P(Yes); ``false_positive_empty``, ``false_positive_master_key``.
     Counts: sampled tokens per prompt of the three (``tts_tokens``, ...), ``tts_fixed``, ``tts_broken``, the votes, and
     the size and cost of the whole evaluation.
     """

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from cli.evaluation.answer_pool import AnswerPool, collect, read_pool, sources_of, write_pool
 from cli.evaluation.asking import Asking, draw, open_asking, open_held_out, outcome_of
+from cli.evaluation.confidence import measure_confidence
 from cli.evaluation.engine import open_sampler
 from cli.evaluation.figures import Figure, Outcome, clustered_share, paired_difference
 from cli.evaluation.judging import measure_pairwise, measure_pointwise
 from cli.evaluation.majority import majority_outcome, votes_for
+from cli.evaluation.probing import measure_probes
 from cli.evaluation.reflection import measure_reflection
 from cli.evaluation.result import Evaluation
 from cli.evaluation.sampler import Cost, Sampler, cost_of, drawn_once
@@ -88,12 +90,15 @@ def measure(
     figures |= measure_reflection(sampler, asking, pairs, [item.prompt for item in items])
     scaling = scale(sampler, asking, prompts, first, rounds)
     ballot = _vote(sampler, asking, prompts, first, scaling, votes)
+    figures |= _scaling_figures(prompts, scaling, ballot)
+    figures |= measure_confidence(sampler, asking, pairs)
+    figures |= measure_probes(sampler, asking, items)
     return Evaluation(
         model=model,
         seed=asking.seed,
         temperature=asking.sampling.temperature,
         pool=pool.digest,
-        figures=figures | _scaling_figures(prompts, scaling, ballot),
+        figures=figures,
         counts={"draws": len(prompts), "pool_items": len(items)}
         | _scaling_counts(prompts, scaling, ballot)
         | _cost_counts(sampler.cost),

@@ -1,5 +1,5 @@
-"""The report of a run: one HTML file with its table, its curves and its ledger."""
+"""The report of a run: one HTML file with its table, its curves, its ledger and its samples."""
 
-from cli.report.write import write_report
+from cli.report.write import report, write_report
 
-__all__ = ["write_report"]
+__all__ = ["report", "write_report"]

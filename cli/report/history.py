@@ -84,6 +84,12 @@ class History:
         """One value per row; NaN where the row has none."""
         return [row.get(name, float("nan")) for row in self.rows]
 
+    def numbered(self, prefix: str) -> list[tuple[str, int]]:
+        """Metrics named ``prefix`` and a number, with that number; in its order."""
+        names = {name for row in self.rows for name in row if name.startswith(prefix)}
+        found = [(name, int(rest)) for name in names if (rest := name.removeprefix(prefix)).isdecimal()]
+        return sorted(found, key=lambda pair: pair[1])
+
     def total(self, prefix: str) -> list[float]:
         """Per row, the sum over all metrics whose names start with ``prefix``."""
         return [total(row, prefix) for row in self.rows]

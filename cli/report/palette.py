@@ -6,6 +6,7 @@ from typing import Final
 
 PALETTE: Final[dict[str, tuple[str, str]]] = {
     "paper": ("#fdfcf9", "#15171b"),
+    "card": ("#f6f4ee", "#1c1f24"),
     "ink": ("#1d2025", "#e9e7e2"),
     "quiet": ("#5d626b", "#a3a8b1"),
     "rule": ("#e3e1da", "#2f333a"),
@@ -15,7 +16,7 @@ PALETTE: Final[dict[str, tuple[str, str]]] = {
     "purple": ("#8b3d95", "#d59be0"),
     "alarm": ("#b8262c", "#ff8a85"),
 }
-"""Name -> (light, dark). All but ``paper`` and ``rule`` carry meaning, so they contrast with the paper."""
+"""Name -> (light, dark). All but ``paper``, ``card`` and ``rule`` carry meaning, so they contrast with both grounds."""
 
 
 def light(name: str) -> str:

@@ -16,10 +16,14 @@ from cli.report.charts import Chart, Line, Mark, Panel
 from cli.report.palette import light
 from cli.report.series import MOST_POINTS, envelope, finite, smooth, thin
 from cli.report.svg import inline
+from cli.report.values import described, x_of
 
 WIDTH_IN: Final = 5.2
 """374 points: about the width of a phone and of a third of a page, so the text keeps its size on both."""
 HEIGHT_IN: Final = 3.0
+FEW_POINTS: Final = 8
+"""So many points at most are marked one by one."""
+DASHES: Final[Any] = {"linestyle": (0, (2.5, 1.5)), "linewidth": 1.0, "drawstyle": "steps-mid"}
 SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 STYLE: Final[Any] = {
     "svg.fonttype": "none",  # text stays text, in the font of the page
@@ -45,30 +49,36 @@ STYLE: Final[Any] = {
 }
 
 
-def draw(chart: Chart, steps: Sequence[float], window: int) -> str:
-    """The chart over optimizer ``steps`` as an ``<svg>`` element."""
+def draw(chart: Chart, steps: Sequence[float], window: int, resumed: Sequence[float] = ()) -> str:
+    """The chart as an ``<svg>`` element, over optimizer ``steps`` unless it has an x of its own.
+
+    ``resumed``: the steps after which the learner started again.
+    """
+    x = x_of(chart, steps)
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": chart.slug}):
         figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
         heights = [panel.height for panel in chart.panels]
         axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for panel, ax in zip(chart.panels, axes, strict=True):
-            _draw_panel(ax, panel, steps, window)
-        _step_axis(axes[-1], steps)
+            _draw_panel(ax, panel, x, window)
+            for step in resumed if chart.ages is None else ():
+                ax.axvline(step, color=light("quiet"), linewidth=0.8, linestyle=(0, (4, 3)))
+        _x_axis(axes[-1], x, chart.x_name)
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return inline(buffer.getvalue(), f"{chart.title}. {chart.caption}")
+    return inline(buffer.getvalue(), described(chart, steps, window))
 
 
-def _draw_panel(ax: Axes, panel: Panel, steps: Sequence[float], window: int) -> None:
+def _draw_panel(ax: Axes, panel: Panel, x: Sequence[float], window: int) -> None:
     if panel.log:
         ax.set_yscale("log")
     ax.set_ylim(*limits(panel))
     if panel.stacked:
-        _draw_stack(ax, panel.lines, steps, window)
+        _draw_stack(ax, panel.lines, x, window)
     else:
         for line in panel.lines:
-            _draw_line(ax, line, steps, window)
+            _draw_line(ax, line, x, window)
     if panel.name:
         ax.set_title(panel.name, loc="left", fontsize=10.5, color=light("quiet"), pad=4)
     _value_axis(ax, panel)
@@ -76,9 +86,11 @@ def _draw_panel(ax: Axes, panel: Panel, steps: Sequence[float], window: int) -> 
         _draw_mark(ax, mark)
 
 
-def _draw_line(ax: Axes, line: Line, steps: Sequence[float], window: int) -> None:
+def _draw_line(ax: Axes, line: Line, points: Sequence[float], window: int) -> None:
     colour = light(line.colour)
-    x, y = finite(steps, line.values)
+    x, y = finite(points, line.values)
+    if ax.get_yscale() == "log":
+        x, y = x[y > 0], y[y > 0]
     if not len(x):
         return
     if line.smoothed and window > 1:
@@ -86,11 +98,9 @@ def _draw_line(ax: Axes, line: Line, steps: Sequence[float], window: int) -> Non
         x, y = thin(x, smooth(y, window))
     elif len(x) > MOST_POINTS:
         x, _, y = envelope(x, y)  # a maximum stays a maximum
-    single: dict[str, Any] = {"marker": "o", "markersize": 4} if len(x) == 1 else {}
-    dashes: dict[str, Any] = (
-        {"linestyle": (0, (2.5, 1.5)), "linewidth": 1.0, "drawstyle": "steps-mid"} if line.dashed else {}
-    )
-    ax.plot(x, y, color=colour, **dashes, **single)
+    dashes = DASHES if line.dashed else {}
+    few: dict[str, Any] = {"marker": "o", "markersize": 4, "clip_on": False, "drawstyle": "default"}
+    ax.plot(x, y, color=colour, **{**dashes, **(few if len(x) <= FEW_POINTS else {})})
 
 
 def _draw_raw(ax: Axes, x: Any, y: Any, colour: str) -> None:
@@ -101,12 +111,13 @@ def _draw_raw(ax: Axes, x: Any, y: Any, colour: str) -> None:
         ax.fill_between(*envelope(x, y), color=colour, alpha=0.18)
 
 
-def _draw_stack(ax: Axes, lines: Sequence[Line], steps: Sequence[float], window: int) -> None:
-    base = np.zeros(len(steps))
+def _draw_stack(ax: Axes, lines: Sequence[Line], points: Sequence[float], window: int) -> None:
+    where = np.asarray(points, dtype=np.float64)
+    base = np.zeros(len(where))
     for line in lines:
         top = base + smooth(line.values, window)
-        x, low = thin(np.asarray(steps, dtype=np.float64), base)
-        _, high = thin(np.asarray(steps, dtype=np.float64), top)
+        x, low = thin(where, base)
+        _, high = thin(where, top)
         edge = light("paper")  # parts that touch stay apart for every eye
         ax.fill_between(x, low, high, facecolor=light(line.colour), edgecolor=edge, linewidth=0.7, alpha=0.85)
         base = top
@@ -149,11 +160,11 @@ def power(value: float) -> str:
     return f"10{str(exponent).translate(SUPERSCRIPTS)}" if abs(exponent) > 2 else f"{value:g}"
 
 
-def _step_axis(ax: Axes, steps: Sequence[float]) -> None:
+def _x_axis(ax: Axes, x: Sequence[float], name: str) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    if len(steps) > 1:
-        ax.set_xlim(min(steps), max(steps))
-    ax.set_xlabel("optimizer step", color=light("quiet"))
+    if len(x) > 1:
+        ax.set_xlim(min(x), max(x))
+    ax.set_xlabel(name, color=light("quiet"))
 
 
 def _draw_mark(ax: Axes, mark: Mark) -> None:

@@ -1,13 +1,14 @@
-"""The tables of the report as plain rows (pure): before and after, the ledger, the settings."""
+"""The tables of the report as plain rows (pure): before and after, and the ledger."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal, get_args
 
+from cli.report.history import History
 from cli.report.material import Interval, Material
-from common.messages import OUTCOMES
+from common.messages import OUTCOMES, Kind
 
 Verdict = Literal["better", "worse", "unclear"]
 FIGURES: Final = (
@@ -89,6 +90,15 @@ def other_figures(material: Material) -> list[tuple[str, str, str]]:
     return [(name, *("–" if name not in arm else f"{arm[name]:.4g}" for arm in arms)) for name in names]
 
 
+def endings_so_far(history: History) -> list[tuple[str, dict[str, float]]]:
+    """Kind of task -> groups by ending, as the learner has counted them; for a run that has no ledger yet."""
+    return [
+        (kind, {name: sum(history.total(f"{name}/{kind}")) for name in OUTCOMES if name != "dead"})
+        for kind in get_args(Kind)
+        if any(any(history.total(f"{name}/{kind}")) for name in OUTCOMES)
+    ]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerRow:
     kind: str
@@ -112,6 +122,10 @@ class LedgerRow:
     def drops_too_many(self) -> bool:
         return self.stale_share > STALE_ALARM
 
+    def share(self, name: str) -> float:
+        """Of the tasks that were issued."""
+        return self.counts.get(name, 0) / max(self.counts.get("issued", 0), 1)
+
 
 def ledger_rows(material: Material) -> list[LedgerRow]:
     ledger = material.summary.ledger or {}
@@ -122,31 +136,3 @@ def balances(material: Material) -> bool:
     """The server's own word and the arithmetic of the table must agree."""
     ledger = material.summary.ledger or {}
     return ledger.get("balanced") is not False and all(row.missing == 0 for row in ledger_rows(material))
-
-
-def setting_rows(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Section -> its keys and values; what stands outside of a section comes first."""
-    loose = [(key, _text(value)) for key, value in config.items() if not isinstance(value, Mapping)]
-    tables = [(name, _rows(name, table)) for name, table in config.items() if isinstance(table, Mapping)]
-    return [("run file", loose), *tables] if loose else tables
-
-
-def _rows(section: str, table: Mapping[str, Any]) -> list[tuple[str, str]]:
-    # a report is passed on, and a server's URL may hold its password
-    return [(key, value) for key, value in _flat(table) if (section, key) != ("redis", "url")]
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _text(value)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return ", ".join(_text(item) for item in value) or "(none)"
-    return str(value) if value != "" else "(empty)"

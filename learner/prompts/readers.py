@@ -58,7 +58,7 @@ def read_python(prompts: Prompts, python_path: Sequence[Path]) -> list[Prompt]:
     It must return the same records every time: a resumed run finds its prompts by position.
     """
     _, module, function = prompts.source.split(":")
-    with _importable_from(python_path):
+    with importable_from(python_path):
         records = _call(_find(module, function, prompts.source), prompts)
     if isinstance(records, str | bytes | Mapping) or not isinstance(records, Iterable):
         raise SettingsError(f"{prompts.source} returned {type(records).__name__}, not a sequence of records")
@@ -88,7 +88,7 @@ def _call(function: Callable[..., object], prompts: Prompts) -> object:
 
 
 @contextmanager
-def _importable_from(folders: Sequence[Path]) -> Iterator[None]:
+def importable_from(folders: Sequence[Path]) -> Iterator[None]:
     """Search these folders first; only now, so that their modules shadow nothing imported later."""
     before = list(sys.path)
     sys.path[:0] = [str(folder) for folder in folders]

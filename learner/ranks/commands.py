@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InvalidMessage
+from common.settings import Settings
 from learner.packing import Microbatch
 
 MAX_COMMAND_BYTES: Final = 2**31 - 1
@@ -25,6 +26,20 @@ _LIMITS: Final = {
     "max_ext_len": 0,
 }
 _DTYPES: Final = ("|b1", "<i4", "<i8", "<f4")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """Other settings from the next step on: all of them but those of the server, as JSON."""
+
+    settings: bytes
+
+    @classmethod
+    def of(cls, settings: Settings) -> Use:
+        return cls(settings=settings.model_dump_json(exclude={"redis"}).encode())
+
+    def to_settings(self) -> Settings:
+        return Settings.model_validate_json(self.settings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,9 +86,10 @@ class Stop:
     exit_code: int
 
 
-Command = OldLogprobs | Step | WriteWeights | WriteCheckpoint | ReadCheckpoint | Export | Stop
+Command = Use | OldLogprobs | Step | WriteWeights | WriteCheckpoint | ReadCheckpoint | Export | Stop
 _KINDS: Final[dict[str, type[Any]]] = {
-    kind.__name__: kind for kind in (OldLogprobs, Step, WriteWeights, WriteCheckpoint, ReadCheckpoint, Export, Stop)
+    kind.__name__: kind
+    for kind in (Use, OldLogprobs, Step, WriteWeights, WriteCheckpoint, ReadCheckpoint, Export, Stop)
 }
 
 
@@ -134,6 +150,7 @@ def _count(value: Any) -> int:
 
 
 _LOAD: Final[dict[str, Any]] = {
+    "settings": bytes,
     "microbatches": lambda raw: tuple(map(_microbatch, raw)),
     "old": lambda raw: None if raw is None else tuple(map(_array, raw)),
     "policy_version": _count,

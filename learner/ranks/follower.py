@@ -22,6 +22,7 @@ from learner.ranks.commands import (
     ReadCheckpoint,
     Step,
     Stop,
+    Use,
     WriteCheckpoint,
     WriteWeights,
 )
@@ -73,6 +74,8 @@ def execute(engine: Engine, command: Command) -> None:
     match command:
         case Step():
             engine.step(command.microbatches, command.old)
+        case Use():
+            engine.use(command.to_settings())
         case OldLogprobs():
             engine.old_logprobs(command.microbatches)
         case WriteWeights():

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from common.errors import SparkError
 from common.settings import Settings
@@ -23,6 +24,7 @@ from learner.ranks.commands import (
     ReadCheckpoint,
     Step,
     Stop,
+    Use,
     WriteCheckpoint,
     WriteWeights,
 )
@@ -53,6 +55,13 @@ class Leader:
         self._engine = engine
         self._channel = channel
         self._vigil = vigil
+
+    @property
+    def sample_losses(self) -> NDArray[np.float64] | None:
+        return self._engine.sample_losses
+
+    def use(self, settings: Settings) -> None:
+        self._on_all(Use.of(settings), lambda: self._engine.use(settings))
 
     def old_logprobs(self, microbatches: Sequence[Microbatch]) -> Sequence[Any]:
         command = OldLogprobs(microbatches=tuple(microbatches))

@@ -21,6 +21,7 @@ from actors.engine import Generated, Request
 from chaos.prompts import BOMB
 from common.errors import SettingsError, WeightsError
 from common.messages import ChatMessage, Completion
+from common.settings import Settings
 from learner.packing import Microbatch
 
 WEIGHTS: Final = "weights.json"
@@ -33,12 +34,18 @@ _VERDICTS: Final = re.compile(r"\\boxed\{([A-Za-z]+)\}")
 class ToyTrainer:
     """A training engine. ``trained`` is every uid it was stepped on, in order; ``chain`` hashes all it ever saw."""
 
+    sample_losses = None
+    """Nothing is computed."""
+
     def __init__(self) -> None:
         self.policy_version = 0
         self.chain = hashlib.sha256(b"base").hexdigest()
         self.trained: list[str] = []
         self.batch: tuple[str, ...] = ()
         """Uids of the batch that the next step is made on."""
+
+    def use(self, settings: Settings) -> None:
+        """Nothing it does depends on settings."""
 
     def old_logprobs(self, microbatches: Sequence[Microbatch]) -> Sequence[Any]:
         return [batch.behaviour_logprobs_T[batch.is_target_T] for batch in microbatches]

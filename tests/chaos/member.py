@@ -22,6 +22,7 @@ from cli.rundir import RunDirectory
 from common.errors import SparkError
 from common.settings import Settings
 from common.settings_sources import load_settings
+from common.weights_source import WeightSource
 
 PR_SET_PDEATHSIG: Final = 1
 
@@ -57,6 +58,7 @@ def run_actor(settings: Settings, options: argparse.Namespace) -> None:
     def engine(*_: Any, **__: Any) -> ToyEngine:
         return ToyEngine(options.steps, options.refuse_from)
 
+    _replace("actors.adapter_source", open_source=WeightSource.of)  # the real one merges adapters, with torch
     _replace("actors.transformers_engine", load_model=lambda _: (None, None), TransformersEngine=engine)
     if not options.pool:
         pool.VerifierPool = lambda **_: pool.InlineVerifier()

@@ -16,15 +16,20 @@ from actors.actor import Actor
 from actors.engine import Generated, Request
 from actors.verifiers.pool import InlineVerifier
 from cli.embedded import EmbeddedServer
+from cli.rundir import RunDirectory
+from cli.snapshot import Looker
 from common.codec import MAX_MESSAGE_BYTES
 from common.consumer import Consumer
 from common.errors import ServerError
+from common.heartbeat import Heartbeat
 from common.keys import ACTORS, LEARNER, RECYCLER, Keys
+from common.live import decide
 from common.messages import ChatMessage, Completion, Sampling, Task, uid_of
 from common.process import open_streams
 from common.server import FUNCTIONS, Client, check_server, connect, loaded
 from common.settings import Recycler, Settings
 from common.settings import Sampling as SamplingSettings
+from common.steering import Command, Steering
 from common.streams import Delivery, Ending, Product, Streams
 from common.templates import load_templates
 from common.weights import WeightStore
@@ -303,6 +308,26 @@ def test_dead_letters_are_revived_by_the_learners_credentials(roles: dict[str, S
     assert learner.conservation().balanced
 
 
+def test_steering_is_told_by_the_learners_credentials_and_read_by_all(roles: dict[str, Streams], admin: Client) -> None:
+    """`spark pause` appends and reads; actors and the recycler ask whether they are held, and can say nothing."""
+    learner = roles["learner"]
+    assert learner.take_fence(1, TOKEN)
+    command = Command(nonce="n", action="pause", by="ann", at=0.0)
+    learner.steer(command)
+    assert len(learner.control()) == len(roles["observer"].control()) == 1
+    change = decide(command, Steering(), Settings(), policy_version=0, epoch=1)
+    learner.tell_steering(TOKEN, Steering().after(change), change)
+    for role in ("learner", "actor", "recycler", "observer", "admin"):
+        assert roles[role].steering().mode == "paused"
+        assert Heartbeat(roles[role], "somebody", "actor").held().startswith("paused by ann")
+    assert admin.acl_log() == []
+    for role in ("actor", "recycler", "observer"):
+        with pytest.raises(ServerError, match="lack a right"):
+            roles[role].steer(command)
+    with pytest.raises(ServerError, match="lack a right"):
+        roles["actor"].tell_steering(TOKEN, Steering(), change)
+
+
 def test_an_observer_sees_everything(roles: dict[str, Streams], admin: Client) -> None:
     learner, observer = roles["learner"], roles["observer"]
     assert learner.take_fence(1, TOKEN)
@@ -324,6 +349,8 @@ def test_an_observer_sees_everything(roles: dict[str, Streams], admin: Client) -
             observer.unacked(stream, group)
         observer.client.xlen(stream)
         observer.client.xread({stream: "0"}, count=1)
+    looker = Looker(RunDirectory(Settings.model_validate({"run": {"name": RUN}})), observer)
+    assert looker.look().heard_s["learner"] > 200  # of 300 s, 60 are left
     assert admin.acl_log() == []
 
 
@@ -348,6 +375,15 @@ def test_the_functions_are_loaded_by_the_admin_only(start: Callable[[str], Strea
     admin.function_load(FUNCTIONS.read_text())
     for role in ("actor", "recycler", "learner"):
         start(role)
+
+
+def test_every_role_may_ask_whether_it_is_ready(roles: dict[str, Streams], admin: Client) -> None:
+    """The health check of its container: `spark ready`."""
+    for role in ("learner", "actor", "recycler"):
+        roles[role].heartbeat(role, {"role": role}, ttl_s=60)
+        assert roles[role].lives(role)
+        assert not roles[role].lives("nobody")
+    assert admin.acl_log() == []
 
 
 def test_functions_of_another_version_are_not_taken_for_ours(start: Callable[[str], Streams], admin: Client) -> None:

@@ -12,6 +12,7 @@ import pytest
 from actors.actor import Actor
 from actors.engine import Generated, Request
 from actors.policy import RETRY_S
+from actors.spans import GroupSpans
 from actors.verifiers import failed
 from actors.verifiers.pool import InlineVerifier
 from common.codec import decode, encode
@@ -476,3 +477,67 @@ def test_a_manifest_that_is_none_is_passed_over(run, stage) -> None:
     run.streams.client.xadd(run.streams.keys.weights, {"x": b"y"})
     stage.tick()
     assert stage.engine.policy_version == 0
+
+
+# -- telemetry ----------------------------------------------------------------------------------------------
+
+
+class HeardSpans(GroupSpans):
+    """Writes down what the actor says of its groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[tuple[str, str]] = []
+
+    def begun(self, key: str) -> None:
+        self.heard.append(("begun", key))
+
+    def generated(self, key: str) -> None:
+        self.heard.append(("generated", key))
+
+    def gone(self, key: str) -> None:
+        self.heard.append(("gone", key))
+
+    def shipped(self, delivery, group) -> None:
+        self.heard.append(("shipped", delivery.key))
+
+    def applied(self, seconds: float) -> None:
+        self.heard.append(("applied", f"{seconds:.2f}"))
+
+
+def test_telemetry_hears_of_a_group_in_the_order_of_its_life(run, make_stage) -> None:
+    spans = HeardSpans()
+    stage = make_stage(spans=spans)
+    stage.publish(0)
+    run.issue("a")
+    stage.tick(4)
+    [(_, key)] = [one for one in spans.heard if one[0] == "begun"]
+    assert [what for what, _ in spans.heard] == ["applied", "begun", "generated", "shipped", "gone"]
+    assert {of for what, of in spans.heard if what != "applied"} == {key}
+
+
+def test_telemetry_forgets_a_group_that_is_not_shipped(run, make_stage) -> None:
+    """One whose lease is lost while it is generated, one that no verifier can score, one of another learner's line."""
+    spans = HeardSpans()
+    stage = make_stage(ScriptedEngine(steps_needed=3, texts=["boom"]), spans=spans)
+    stage.publish(0)
+    run.issue("a", "b")
+    stage.tick(2)
+    stage.publish(0, epoch=2)
+    stage.tick(40)
+    assert len(stage.dead()) == 2
+    begun = [key for what, key in spans.heard if what == "begun"]
+    gone = [key for what, key in spans.heard if what == "gone"]
+    assert len(begun) > 2
+    assert sorted(begun) == sorted(gone)
+    assert "shipped" not in [what for what, _ in spans.heard]
+
+
+def test_the_epoch_of_the_weights_is_told_when_it_changes(make_stage) -> None:
+    epochs: list[int] = []
+    stage = make_stage(on_epoch=epochs.append)
+    stage.publish(0)
+    stage.tick(2)
+    stage.publish(0, epoch=2)
+    stage.tick(2)
+    assert epochs == [1, 2]

@@ -7,6 +7,7 @@ import pytest
 
 from actors.actor import LOOKING_SHARE, Actor
 from actors.engine import Request
+from actors.policy import POLL_S, SELDOM_S, PolicyFollower
 from actors.verifiers.pool import InlineVerifier
 
 LOOK_S, TICK_S = 0.001, 0.002
@@ -82,3 +83,23 @@ def test_an_empty_stream_is_looked_at_for_a_small_share_of_the_time(run, clock) 
     before = len(looks)
     tick(1)
     assert len(looks) == before + 1, "after a look that found something comes another at once"
+
+
+@pytest.mark.parametrize(("look_s", "every_s"), [(0.0, POLL_S), (0.001, 0.1), (0.2, SELDOM_S)])
+def test_weights_are_looked_for_often_but_for_a_small_share_of_the_time(run, clock, look_s, every_s) -> None:
+    follower = PolicyFollower(run.streams, NeverDone(), 1, clock)
+    looks: list[float] = []
+    newest_weights = run.streams.newest_weights
+
+    def slow(*arguments):
+        looks.append(clock.now)
+        clock.now += look_s
+        return newest_weights(*arguments)
+
+    run.streams.newest_weights = slow
+    while clock.now < 10.0:
+        clock.now += TICK_S
+        follower.follow()
+    gaps = np.diff(looks)
+    assert every_s <= gaps.min() + 1e-9
+    assert gaps.max() <= every_s + 2 * TICK_S

@@ -365,6 +365,15 @@ def test_the_watchdog_speaks_for_a_loop_that_hangs_and_never_says_that_it_works(
     assert [event["event"] for event in said] == ["stalled"]
 
 
+def test_metrics_of_a_loop_that_hangs_count_its_stall(run) -> None:
+    clock = Clock()
+    heartbeat = hung(run, clock)
+    for clock.now in (NO_PROGRESS_S + 1, NO_PROGRESS_S + 11):
+        heartbeat.watchdog.look()
+        said = heartbeat.said()
+        assert (said["stalls"], said["stalls_s"], said["policy_version"]) == (1, clock.now, 3)
+
+
 def test_a_loop_that_still_sends_heartbeats_is_not_spoken_for(run, monkeypatch) -> None:
     clock = Clock()
     heartbeat = hung(run, clock)

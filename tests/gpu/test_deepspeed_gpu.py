@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from learner.torch_engine import TorchEngine
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed (extra `deepspeed`)"),
 ]
 VARIANTS = ["train", "recompute", "skip", "recomputed_activations", "half"]
 DEADLINE_S = 280.0

@@ -106,10 +106,17 @@ def train(engine: Engine, out: Path, _given: Path) -> None:
     keep(out, "reports.json", reports)
 
 
+def with_samples(engine: Engine, old: Any) -> dict[str, float]:
+    """The report of a step, and what every sample added to its loss."""
+    report, losses = engine.step(batch(0), old), engine.sample_losses
+    assert losses is not None
+    return {**report, **{f"sample_{place}": float(loss) for place, loss in enumerate(losses)}}
+
+
 def recompute(engine: Engine, out: Path, _given: Path) -> None:
     """Two updates on one batch, both with the log-probs from before the first."""
     old = engine.old_logprobs(batch(0))
-    keep(out, "reports.json", [engine.step(batch(0), old), engine.step(batch(0), old)])
+    keep(out, "reports.json", [with_samples(engine, old), with_samples(engine, old)])
     written(engine.write_weights, out / "weights")
 
 

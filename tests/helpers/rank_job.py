@@ -1,7 +1,8 @@
 """A job of ranks with an engine that needs no model: ``python -m rank_job SETTINGS.json PLAN``.
 
 Rank 0 starts the others as the learner does and prints what it got. PLAN: ``fail`` (on rank 1), ``wait`` (rank 0, for a
-line on its standard input), ``disk`` (that, then rank 0's disk is full, and in the end it exits with code 143).
+line on its standard input), ``disk`` (that, then rank 0's disk is full, and in the end it exits with code 143), ``use``
+(other settings before the last step).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from common import log
+from common.live import with_values
 from common.settings import Settings
 from learner.packing import Microbatch, empty_microbatch
 from learner.ranks.children import Children, settings_from_parent, start_ranks
@@ -31,6 +33,10 @@ class SumEngine:
         self.policy_version = 0
         self._plan = plan
         self._rank = place.rank
+        self._bonus = 0.0
+
+    def use(self, settings: Settings) -> None:
+        self._bonus = settings.loss.solve_weight
 
     def old_logprobs(self, microbatches: Sequence[Microbatch]) -> Sequence[Any]:
         return [self._sum(len(batch.token_ids_T)) for batch in microbatches]
@@ -38,7 +44,7 @@ class SumEngine:
     def step(self, microbatches: Sequence[Microbatch], old: Sequence[Any] | None = None) -> dict[str, float]:
         if self._plan == "fail" and self._rank == 1:
             raise ValueError("planted")
-        total = self._sum(self._rank + sum(len(batch.token_ids_T) for batch in microbatches))
+        total = self._sum(self._bonus + self._rank + sum(len(batch.token_ids_T) for batch in microbatches))
         self.policy_version += 1
         return {"sum": total}
 
@@ -78,6 +84,8 @@ def lead(settings: Settings, place: Place, plan: str) -> None:
         batch = empty_microbatch()
         print(engine.old_logprobs([batch, batch]), flush=True)
         print(engine.step([batch], [torch.zeros(0)]), engine.policy_version, flush=True)
+        if plan == "use":
+            engine.use(with_values(settings, {"loss.solve_weight": 100.0}))
         engine.read_checkpoint(settings.run.dir, 7)
         print(engine.step([batch, batch]), engine.policy_version, flush=True)
         if plan == "disk":

@@ -132,6 +132,12 @@ def test_ranks_do_what_rank_0_says_whatever_signals_come_and_a_full_disk_leaves_
     assert not any(map(is_alive, ranks))
 
 
+def test_settings_that_change_live_reach_every_rank(job: Callable[..., Job]) -> None:
+    code, out, err = job(3, "use").end()
+    assert code == 0, err
+    assert out.splitlines()[-1] == "{'sum': 315.0} 8"  # 15, and the 100 of each rank's settings
+
+
 def test_an_error_on_one_rank_ends_all_with_its_reason(job: Callable[..., Job]) -> None:
     running = job(3, "fail")
     running.until_ready()

@@ -14,7 +14,7 @@ from run_harness import Up, processes_of, spark, steps_of, until
 
 def status(run: Path, cwd: Path) -> dict[str, Any]:
     said = spark("status", str(run), "--json", cwd=cwd)
-    assert said.returncode == 0, said.stderr
+    assert said.returncode in (0, 6), said.stderr  # a stall that lasts is a problem
     return dict(json.loads(said.stdout))
 
 

@@ -20,6 +20,7 @@ import actors.actor
 import common.folders
 import learner.checkpoint
 import learner.intake
+import learner.journal
 import recycler.loop
 
 BLOCK_MS: Final = 2000
@@ -55,7 +56,7 @@ def on_a_virtual_machine(log: Callable[[Any, str, Any], Any] | None = None) -> I
 
 
 def _replacements() -> Iterator[tuple[Any, str, Any]]:
-    for module in (common.folders, learner.checkpoint):
+    for module in (common.folders, learner.checkpoint, learner.journal):
         yield module, "fsync", _fsync
     for module, name in ((actors.actor, "IDLE_BLOCK_MS"), (learner.intake, "BLOCK_MS"), (recycler.loop, "BLOCK_MS")):
         yield module, name, BLOCK_MS

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from actors.engine import Generated, Request
 from common.errors import SettingsError, WeightsError
 from common.messages import ChatMessage, Completion
+from common.settings import Settings
 from learner.packing import Microbatch
 
 WEIGHTS: Final = "weights.json"
@@ -78,6 +79,9 @@ class Family:
 class ToyTrainer:
     """A training engine. ``trained`` is every uid it was stepped on, in order."""
 
+    sample_losses = None
+    """Nothing is computed."""
+
     def __init__(self, family: Family, point: Point) -> None:
         self.weights = BASE
         self.trained: list[str] = []
@@ -89,6 +93,9 @@ class ToyTrainer:
     @property
     def policy_version(self) -> int:
         return self.weights.version
+
+    def use(self, settings: Settings) -> None:
+        """Nothing it does depends on settings."""
 
     def old_logprobs(self, microbatches: Sequence[Microbatch]) -> Sequence[Any]:
         return [batch.behaviour_logprobs_T[batch.is_target_T] for batch in microbatches]

@@ -25,6 +25,7 @@ from common.records import Ledger
 from common.server import Client, connect
 from common.settings import Settings
 from common.settings_sources import load_settings
+from common.steering import Steering
 from common.streams import Streams
 from learner.checkpoint import CheckpointStore, State
 from learner.torch_engine import TorchEngine
@@ -202,6 +203,9 @@ def test_shared_memory_is_freed_at_the_end_of_a_run_whatever_way_it_ends(
         def conservation(self) -> Ledger:
             return BALANCED
 
+        def steering(self) -> Steering:
+            return Steering()
+
     monkeypatch.setattr(Settings, "weights_dir", property(lambda _self: weights))
     monkeypatch.setattr(train_module, "server", lambda _run: contextlib.nullcontext(("unix:///nowhere", None)))
     monkeypatch.setattr(train_module, "prepare", lambda _settings, _url: Balanced())
@@ -233,7 +237,7 @@ def test_wall_time_of_a_resumed_run_counts_all_its_parts(
         run.summary.write_text(json.dumps(earlier), encoding="utf-8")
     trained = Trained(finished=True, ledger=BALANCED, wall_s=10.0)
     monkeypatch.setattr(up_module, "check_run", lambda _settings: None)
-    monkeypatch.setattr(up_module, "train", lambda *_: trained)
+    monkeypatch.setattr(up_module, "train", lambda *_, **__: trained)
     monkeypatch.setattr(up_module, "_show", lambda *_: None)
     monkeypatch.setattr(RunDirectory, "log_to", lambda *_, **__: None)
     up_module.up(run.settings)

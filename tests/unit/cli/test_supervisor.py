@@ -10,15 +10,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from cli import supervisor as module
-from cli.services import Service
+from cli.services import ROLES, Service
 from cli.supervisor import Deaths, Supervisor
 from common.errors import Fenced, ServerError, SettingsError, SparkError, TooManyDead, WipedServer
 
-SERVICES = (
-    Service(role="learner", replicas=1, stops=3),
-    Service(role="recycler", replicas=1, stops=2),
-    Service(role="actor", replicas=2, stops=1),
-)
+SERVICES = tuple(Service(kind=role, replicas=2 if role.scales else 1) for role in ROLES)
 WORKS_UNTIL_TOLD = """
 import signal, sys
 from pathlib import Path

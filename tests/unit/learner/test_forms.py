@@ -271,6 +271,22 @@ def test_few_logits_are_made_at_once_and_many_in_chunks(monkeypatch) -> None:
     torch.testing.assert_close(few.logprobs, many.logprobs, atol=1e-5, rtol=1e-5)
 
 
+def test_the_self_check_computes_in_full_float32_whatever_was_switched_on(monkeypatch) -> None:
+    """TF32 on a GPU rounds more than the check tolerates."""
+    during = []
+    monkeypatch.setattr(
+        scorer_module,
+        "choose_form",
+        lambda *a, **k: during.append(torch.get_float32_matmul_precision()) or choose_form(*a, **k),
+    )
+    torch.set_float32_matmul_precision("high")
+    try:
+        Scorer(tiny_model("llama"), Settings())
+        assert (during, torch.get_float32_matmul_precision()) == (["highest"], "high")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 # -- the attention itself ---------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,8 @@ def columns(ratios, *, entropy=None, objectives=None, staleness=None) -> TokenCo
         entropy=torch.arange(n).float() if entropy is None else torch.tensor(entropy),
         objectives=torch.tensor(objectives or [0] * n),
         staleness=torch.tensor(staleness or [0] * n),
+        losses=torch.zeros(n),
+        samples=torch.zeros(n, dtype=torch.int64),
     )
 
 

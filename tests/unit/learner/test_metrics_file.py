@@ -37,6 +37,13 @@ def test_steps_after_the_checkpoint_are_forgotten_and_time_goes_on(tmp_path: Pat
     ]
 
 
+def test_a_recorded_line_is_returned_as_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    record(path, 0, (1, 1.0))
+    with MetricsFile(path, 1) as file:
+        assert file.record({"policy_version": 2, "elapsed_s": 0.5}) == lines(path)[-1]
+
+
 def test_half_a_line_at_the_end_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     record(path, 0, (1, 1.0))

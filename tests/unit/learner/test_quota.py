@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import count, islice
+from itertools import count
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from common.messages import JUDGE_OBJECTIVES
 from common.settings import Learner
 from learner.accounts import Account
-from learner.quota import DeficitRoundRobin, Quota, oldest_first, quotas
+from learner.quota import DeficitRoundRobin, Quota, oldest_first, quota_of
 
 SHARES = {"pointwise": 0.25, "pairwise": 0.25, "reflect": 0.5}
 
@@ -28,8 +28,10 @@ SHARES = {"pointwise": 0.25, "pairwise": 0.25, "reflect": 0.5}
     ],
 )
 def test_quotas(fields, expected) -> None:
-    found = islice(quotas(Learner(groups_per_step=8, **fields)), 4)
-    assert list(found) == [Quota(policy=policy, judge=judge) for policy, judge in expected]
+    learner = Learner(groups_per_step=8, **fields)
+    assert [quota_of(learner, turn) for turn in range(4)] == [
+        Quota(policy=policy, judge=judge) for policy, judge in expected
+    ]
 
 
 def of(groups) -> Counter[str]:

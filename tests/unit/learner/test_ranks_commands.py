@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from common.errors import InvalidMessage
+from common.settings import Redis, Settings
 from learner.packing import pack
 from learner.ranks.commands import (
     Command,
@@ -17,6 +18,7 @@ from learner.ranks.commands import (
     ReadCheckpoint,
     Step,
     Stop,
+    Use,
     WriteCheckpoint,
     WriteWeights,
     decode,
@@ -50,6 +52,15 @@ def test_a_step_arrives_as_it_was_sent(step: Step) -> None:
 )
 def test_commands_without_a_batch(command: Command) -> None:
     assert decode(encode(command)) == command
+
+
+def test_settings_arrive_as_they_were_without_the_server_and_its_password() -> None:
+    settings = Settings(learner={"lr": 3e-4}, loss={"solve_weight": 0.5}, redis={"url": "redis://u:secret@host"})
+    payload = encode(Use.of(settings))
+    assert b"secret" not in payload
+    found = decode(payload)
+    assert isinstance(found, Use)
+    assert found.to_settings() == settings.model_copy(update={"redis": Redis()})
 
 
 def test_no_old_logprobs_stay_none(step: Step) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -13,6 +14,7 @@ from tiny_models import FAMILIES, save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import SettingsError
+from common.live import with_values
 from common.messages import OBJECTIVES
 from common.settings import Settings
 from learner.packing import Microbatch, empty_microbatch, pack, tokens_by_objective
@@ -227,6 +229,23 @@ def test_the_report_follows_the_schedule_and_the_version(make_engine, joint_batc
     assert engine.policy_version == 3
     assert reports[0]["tokens"] == sum(len(sample.token_ids) for sample in joint_batch)
     assert all(math.isfinite(report["grad_norm"]) for report in reports)
+
+
+def test_settings_that_change_live_take_effect_in_the_next_step(make_engine, joint_batch) -> None:
+    """As if the engine had been opened with them."""
+    batches = pack(joint_batch, 1000)
+    steered, plain = make_engine(), make_engine(lr=2e-3, loss={"reflect_weight": 3.0, "clip_high": 0.01})
+    before = steered.step(batches)
+    plain.step(batches)
+    steered.model.load_state_dict(plain.model.state_dict())
+    steered._optimizer.load_state_dict(copy.deepcopy(plain._optimizer.state_dict()))  # it would share its tensors
+    changes = {"learner.lr": 2e-3, "loss.reflect_weight": 3.0, "loss.clip_high": 0.01}
+    steered.use(with_values(steered._settings, changes))
+    found, expected = steered.step(batches), plain.step(batches)
+    assert found == expected
+    assert found["lr"] == 2e-3
+    assert before["lr"] == 1e-2
+    assert torch.equal(steered.model.lm_head.weight, plain.model.lm_head.weight)
 
 
 def test_gradients_are_clipped(make_engine, joint_batch) -> None:

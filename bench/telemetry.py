@@ -1,0 +1,175 @@
+"""What telemetry costs: trained groups per second with everything told, against none, and what "none" costs.
+
+``python -m bench.telemetry [--steps 60] [--repeats 3]``. Full: OTLP to a collector on this host, which takes what it is
+sent and drops it, as often as by default; a Prometheus that scrapes every process every five seconds; every task
+traced. The arms take turns, so that a busy machine slows both; rates leave out the first ten steps. The bar is 3 %. CPU
+seconds are of all processes from start to end, the import of the SDK included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import statistics
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from actors.spans import GroupSpans
+from bench.runs import Run, run_demo
+from common.messages import ChatMessage, Sampling, Task, uid_of
+from common.telemetry.quiet import QUIET
+
+BAR: Final = 0.03
+WARM_UP: Final = 10
+PORT: Final = 29600
+PROCESSES: Final = 4
+SCRAPE_S: Final = 5.0
+CALLS: Final = 200_000
+
+
+class Drop(BaseHTTPRequestHandler):
+    """A collector that takes everything and keeps nothing."""
+
+    protocol_version = "HTTP/1.1"
+    taken = 0
+
+    def do_POST(self) -> None:
+        Drop.taken += len(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Its output is for the figures."""
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[str]]:
+    """A collector and a Prometheus; yields the settings that tell everything to both."""
+    server, over = ThreadingHTTPServer(("127.0.0.1", 0), Drop), threading.Event()
+    threads = [threading.Thread(target=server.serve_forever), threading.Thread(target=scrape, args=(over,))]
+    for thread in threads:
+        thread.start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield [f'telemetry.endpoint="{url}"', f"telemetry.prometheus_port={PORT}"]
+    finally:
+        over.set()
+        server.shutdown()
+        server.server_close()
+        for thread in threads:
+            thread.join()
+
+
+def scrape(over: threading.Event) -> None:
+    while not over.wait(SCRAPE_S):
+        for port in range(PORT, PORT + PROCESSES):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=1) as answer:
+                answer.read()
+
+
+def cpu_s() -> float:
+    """CPU seconds of all processes that have ended so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def rate(run: Run) -> float:
+    """Trained groups per second of wall time."""
+    steps = run.steps[WARM_UP:]
+    seconds = steps[-1]["elapsed_s"] - run.steps[WARM_UP - 1]["elapsed_s"]
+    return float(sum(step.get("trained/policy", 0) + step.get("trained/judge", 0) for step in steps) / seconds)
+
+
+def cost_of_off() -> float:
+    """Microseconds per group that the parts of a process spend on telemetry that is off."""
+    spans = GroupSpans(QUIET)
+    task = Task(
+        uid=uid_of("bench", 0),
+        objective="solve",
+        messages=(ChatMessage.user("1+1"),),
+        question="1+1",
+        answer="2",
+        verifier="exact",
+        sampling=Sampling(n=8, max_new_tokens=8),
+    )
+    started = time.process_time()
+    for _ in range(CALLS):
+        issue = QUIET.traces.issue([task], 0)
+        issue.told()
+        spans.begun("key")
+        spans.generated("key")
+        spans.gone("key")
+    return 1e6 * (time.process_time() - started) / CALLS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    rates: dict[str, list[float]] = {"off": [], "full": []}
+    spent: dict[str, list[float]] = {"off": [], "full": []}
+    with tempfile.TemporaryDirectory() as folder, watched() as everything:
+        for repeat in range(arguments.repeats):
+            limits = [f"learner.max_steps={arguments.steps}", f"run.seed={repeat}", "learner.lr_schedule=constant"]
+            order = list(rates) if repeat % 2 == 0 else list(reversed(rates))
+            for arm in order:
+                overrides = [*limits, *(everything if arm == "full" else [])]
+                before = cpu_s()
+                rates[arm].append(rate(run_demo(f"{arm}-{repeat}", Path(folder), overrides)))
+                spent[arm].append(cpu_s() - before)
+                print(f"{arm}: {rates[arm][-1]:.2f} groups/s, {spent[arm][-1]:.1f} s of CPU", flush=True)
+    report(rates, spent, arguments)
+
+
+def report(rates: dict[str, list[float]], spent: dict[str, list[float]], arguments: argparse.Namespace) -> None:
+    """The overhead is the median over repeats of what one pair of runs lost: pairs were next to each other in time."""
+    losses = [1 - full / off for full, off in zip(rates["full"], rates["off"], strict=True)]
+    overhead, off_us = statistics.median(losses), cost_of_off()
+    more_cpu = statistics.median(full / off - 1 for full, off in zip(spent["full"], spent["off"], strict=True))
+    table = Table(title=f"trained groups per second, {arguments.steps} steps, {arguments.repeats} repeats")
+    for column in ("arm", "median", "lowest", "highest"):
+        table.add_column(column)
+    for arm, figures in rates.items():
+        table.add_row(arm, *(f"{value:.2f}" for value in (statistics.median(figures), min(figures), max(figures))))
+    Console(width=100).print(table)
+    print(
+        f"full telemetry costs {overhead:+.1%} (pairs {min(losses):+.1%} to {max(losses):+.1%}); the bar is {BAR:.0%}"
+    )
+    told = max(losses) - min(losses) <= 2 * BAR
+    if not told:
+        print("the pairs differ by more than the bar: this machine was too busy to tell, run more steps and repeats")
+    print(f"CPU of all processes: {more_cpu:+.1%}")
+    print(f"off costs {off_us:.2f} us per group; the collector took {Drop.taken / 1e6:.1f} MB")
+    print(
+        json.dumps(
+            {
+                "overhead": overhead,
+                "bar": BAR,
+                "holds": overhead <= BAR if told else None,
+                "off_us_per_group": off_us,
+                "reference": "off",
+                "more_cpu": more_cpu,
+                "rates": rates,
+                "cpu_s": spent,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

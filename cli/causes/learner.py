@@ -1,0 +1,140 @@
+"""What may be wrong with the learner and the recycler: gone, cut off, starved, wedged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from cli.causes.finding import Finding, several, span
+from cli.causes.members import died, gone, not_running, stalled
+from cli.progress import waiting_share
+from cli.snapshot import Beat, Snapshot
+
+STARVED_SHARE: Final = 0.5
+STARVED_S: Final = 30.0
+"""A wait for groups that is worth a word, whatever was before."""
+LATE_S: Final = 30.0
+"""A recycler takes what waits at once, or it hangs."""
+CUT_OFF_S: Final = 30.0
+"""The watchdog speaks for a learner that is silent for run.no_progress_s; this long after it nobody does."""
+WAITS_FOR_POLICY: Final = "waiting for policy groups"
+
+
+def learner(s: Snapshot) -> Iterator[Finding]:
+    if gone(s, "learner"):
+        yield Finding(
+            severity="problem",
+            code="dead_learner",
+            subject="learner",
+            cause=f"{not_running(['learner'], 'learner')}; nothing is issued or trained, and actors come to a stand"
+            f"{died(s, ['learner'])}",
+            do="`spark up` starts it again once its process has ended; without it: spark learner RUN/config.toml; it "
+            "goes on from its newest checkpoint",
+        )
+    elif "learner" not in s.members:
+        yield Finding(
+            severity="warning",
+            code="no_learner",
+            subject="learner",
+            cause="the learner has not come up yet; nothing is issued before it has",
+            do="if this stays: logs/learner.stderr and logs/learner.log of the run",
+        )
+    for beat in s.living("learner").values():
+        yield from _cut_off(s, beat)
+        yield from _starved(s, beat)
+
+
+def _cut_off(s: Snapshot, beat: Beat) -> Iterator[Finding]:
+    silent = s.heard_s.get("learner", 0.0)
+    if silent > s.settings.run.no_progress_s + CUT_OFF_S:
+        yield Finding(
+            severity="warning",  # a problem when its sign of life ends: a call may keep the watchdog from speaking
+            code="silent_learner",
+            subject="learner",
+            cause=f"the learner has not been heard of for {span(silent)}: it is dead or cut off, for its watchdog "
+            f"would have spoken after {span(s.settings.run.no_progress_s)}",
+            do="look whether its process lives and reaches the server; restart it: it goes on from its checkpoint",
+        )
+
+
+def _starved(s: Snapshot, beat: Beat) -> Iterator[Finding]:
+    """It waits for a long time now, or waited for most of the last batches' time."""
+    how = _how_starved(s, beat)
+    if s.held or stalled(beat) or not how:
+        return
+    why, do = _why_starved(s)
+    yield Finding(
+        severity="warning",
+        code="starved_learner",
+        subject="learner",
+        cause=f"the learner is starved: {how}; {why}",
+        do=do,
+        symptom=True,
+    )
+
+
+def _how_starved(s: Snapshot, beat: Beat) -> str:
+    """Empty for a learner that has enough to do."""
+    waited_s = float(beat.get("state_s", 0.0))
+    if beat.get("state") == WAITS_FOR_POLICY and waited_s > STARVED_S:
+        return f"it has waited {span(waited_s)} for groups by now"
+    share = beat.get("waiting_share", waiting_share(s.rows))
+    if share is not None and share >= STARVED_SHARE:
+        return f"it spent {share:.0%} of the last batches' time waiting for groups"
+    return ""
+
+
+def _why_starved(s: Snapshot) -> tuple[str, str]:
+    actors = s.living("actor")
+    waiting = sum(queue.undelivered for queue in s.queues if queue.group == "actors")
+    held, room = sum(lease.owner in actors for lease in s.leases), len(actors) * s.settings.actor.groups_in_flight
+    if not actors:
+        return "no actor is running", "start actors: spark actor RUN/config.toml --name actor-0"
+    if waiting or held >= room / 2:
+        return (
+            f"{_verb(len(actors), 'hold')} {several(held, 'task')} and {waiting} more wait: too slow, or too few",
+            "more actors, shorter completions (sampling.max_new_tokens), or a quicker engine",
+        )
+    return (
+        f"no task waits for {several(len(actors), 'actor')} either, which have room for {room} and hold {held}: "
+        f"staleness.max_staleness = {s.settings.staleness.max_staleness} allows no more ahead",
+        "a larger staleness.max_staleness, or larger batches (learner.groups_per_step)",
+    )
+
+
+def _verb(actors: int, verb: str) -> str:
+    return f"{several(actors, 'actor')} {verb}{'s' if actors == 1 else ''}"
+
+
+# -- the recycler -------------------------------------------------------------------------------------------
+
+
+def recycler(s: Snapshot) -> Iterator[Finding]:
+    queue = s.queue("rollouts:policy", "recycler")
+    waiting = queue.undelivered if queue else 0
+    if gone(s, "recycler"):
+        yield Finding(
+            severity="problem",
+            code="dead_recycler",
+            subject="recycler",
+            cause=f"{not_running(['recycler'], 'recycler')}; no judge tasks are made, {several(waiting, 'group')} wait "
+            f"for it{died(s, ['recycler'])}",
+            do="`spark up` starts it again once its process has ended; without it: spark recycler RUN/config.toml",
+        )
+    for beat in s.living("recycler").values():
+        late = queue.oldest_undelivered_s if queue and queue.oldest_undelivered_s else 0.0
+        if late > LATE_S and not str(beat.get("state")).startswith("paused"):
+            yield _wedged(beat, waiting, late)
+
+
+def _wedged(beat: Beat, waiting: int, late: float) -> Finding:
+    standing = f", and has got nothing done for {span(float(beat['stalled_s']))}" if stalled(beat) else ""
+    return Finding(
+        severity="problem",
+        code="wedged_recycler",
+        subject="recycler",
+        cause=f"the recycler is wedged: it runs, but does not take the {several(waiting, 'group')} before it, the "
+        f"oldest of which has waited {span(late)}{standing}; no judge tasks come",
+        do="restart it (end its process; `spark up` starts it again): nothing is lost. `stalled` in logs/recycler.log "
+        "says the call it hangs in",
+    )

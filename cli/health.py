@@ -1,0 +1,88 @@
+"""Diagnosis in plain words: from a snapshot of a run to findings, the gravest first. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Final
+
+from cli.causes.actors import actors
+from cli.causes.finding import Finding
+from cli.causes.learner import learner, recycler
+from cli.causes.members import members
+from cli.causes.places import ledger, places
+from cli.causes.work import work
+from cli.plain import plain
+from cli.snapshot import Snapshot
+
+RULES: Final[tuple[Callable[[Snapshot], Iterator[Finding]], ...]] = (
+    places,
+    learner,
+    actors,
+    recycler,
+    work,
+    members,
+)
+GRAVITY: Final = {"problem": 0, "warning": 1, "note": 2}
+FELL: Final = ("down", "not_started")
+"""Of a run that should be there, and is not."""
+SAYS_ALL: Final = ("wedged_recycler", "silent_learner", "stale_actor")
+"""Findings that say all that the stall of the same member would."""
+
+
+def diagnose(snapshot: Snapshot) -> list[Finding]:
+    """What is wrong, the gravest first, causes before what may be their consequences. Empty when all is well."""
+    found = [*ledger(snapshot)]
+    if over := _over(snapshot):
+        why = [finding for finding in places(snapshot) if finding.severity == "problem"]
+        return in_order([*found, *(why if over.code in FELL else []), over, *work(snapshot)])
+    found += [finding for rule in RULES for finding in rule(snapshot)]
+    if held := snapshot.held:
+        found.append(_note("held", f"the run is {plain(held, 120)}", "`spark resume RUN` lets it go on"))
+    return in_order(_without_echoes(found))
+
+
+def healthy(findings: Iterable[Finding]) -> bool:
+    """Nobody has to act now."""
+    return not any(finding.severity == "problem" for finding in findings)
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda finding: (GRAVITY[finding.severity], finding.symptom))
+
+
+def _without_echoes(found: list[Finding]) -> list[Finding]:
+    """A stall that another finding explains is not said twice; other consequences of a problem are only warnings."""
+    told = {finding.subject for finding in found if finding.code in SAYS_ALL}
+    kept = [finding for finding in found if not (finding.code == "stalled" and finding.subject in told)]
+    if all(finding.symptom or finding.severity != "problem" for finding in kept):
+        return kept
+    return [replace(finding, severity="warning") if finding.symptom else finding for finding in kept]
+
+
+def _over(s: Snapshot) -> Finding | None:
+    """A run of which nothing runs: whether it came to its end, was stopped, or fell."""
+    if any(s.members.values()):
+        return None
+    version, steps = s.policy_version, s.settings.learner.max_steps
+    reached = f"at policy version {version} of {steps}"
+    if s.folder.ending == "finished" or version >= steps:
+        return _note("finished", f"the run is finished: it ended {reached}", "the report is report.html in its folder")
+    if s.folder.ending == "drained":
+        return _note("drained", f"the run was drained {reached}", "`spark up RUN/config.toml` goes on from there")
+    if s.folder.ending == "stopped":
+        return _note("stopped", f"the run was stopped {reached}", "`spark up RUN/config.toml` goes on from there")
+    if not s.members:
+        return _note("not_started", "nothing of the run has come up yet", "logs/ in its folder says how far it is")
+    return Finding(
+        severity="problem",
+        code="down",
+        subject="run",
+        cause=f"nothing of the run is running, and nobody stopped it: it fell {reached}",
+        do="logs/up.log and logs/*.stderr in its folder say why; `spark up RUN/config.toml` goes on from its newest "
+        "checkpoint",
+    )
+
+
+def _note(code: str, cause: str, do: str) -> Finding:
+    return Finding(severity="note", code=code, subject="run", cause=cause, do=do)

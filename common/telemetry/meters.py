@@ -1,0 +1,95 @@
+"""Metrics through OpenTelemetry. Whoever asks for them (exporter, scrape) reads heartbeat and server in its own thread.
+
+The loops only replace what they said last, or add to a histogram: nothing here waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, Observation, _Gauge
+
+from common.telemetry import quiet
+from common.telemetry.metric import Metric
+from common.telemetry.names import of_role
+from common.telemetry.quiet import Reading, Said
+
+Callback = Callable[[CallbackOptions], Iterable[Observation]]
+
+
+class Meters(quiet.Meters):
+    """The metrics of one role. Created once in a process."""
+
+    def __init__(self, meter: Meter, role: str) -> None:
+        self._meter = meter
+        self._role = role
+        self._batch = of_role(role, "batch")
+        self._instruments = {m.name: self._instrument(m) for m in (*self._batch, *of_role(role, "moment"))}
+
+    def follow(self, said: Said) -> None:
+        for metric in of_role(self._role, "heartbeat"):
+            self._observe(metric, partial(_from_heartbeat, metric, said))
+
+    def follow_server(self, read: Callable[[], Sequence[Reading]]) -> None:
+        for metric in of_role(self._role, "server"):
+            self._observe(metric, partial(_from_server, metric, read))
+
+    def batch(self, metrics: Mapping[str, Any]) -> None:
+        for key, value in metrics.items():
+            for metric in self._batch:
+                if (labels := metric.match(key)) is not None:
+                    self._add(metric, number(value), labels)
+                    break
+
+    def record(self, metric: Metric, value: float, labels: Mapping[str, str] | None = None) -> None:
+        self._add(metric, value, labels or {})
+
+    def _add(self, metric: Metric, value: float | None, labels: Mapping[str, str]) -> None:
+        instrument = self._instruments[metric.name]
+        if value is None:
+            return
+        if isinstance(instrument, Counter):
+            instrument.add(value, labels)
+        elif isinstance(instrument, Histogram):
+            instrument.record(value, labels)
+        else:
+            instrument.set(value, labels)
+
+    def _instrument(self, metric: Metric) -> Counter | Histogram | _Gauge:
+        about = {"unit": metric.unit, "description": metric.meaning}
+        if metric.kind == "counter":
+            return self._meter.create_counter(metric.name, **about)
+        if metric.kind == "gauge":
+            return self._meter.create_gauge(metric.name, **about)
+        return self._meter.create_histogram(
+            metric.name, **about, explicit_bucket_boundaries_advisory=list(metric.bounds)
+        )
+
+    def _observe(self, metric: Metric, callback: Callback) -> None:
+        counts = metric.kind == "counter"
+        create = self._meter.create_observable_counter if counts else self._meter.create_observable_gauge
+        create(metric.name, callbacks=[callback], unit=metric.unit, description=metric.meaning)
+
+
+def number(value: Any) -> float | None:
+    """The figure of a field; of a list its length, None for what is no figure."""
+    if isinstance(value, list | tuple):
+        return float(len(value))
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _from_heartbeat(metric: Metric, said: Said, _options: CallbackOptions) -> Iterable[Observation]:
+    for key, value in said().items():
+        labels, figure = metric.match(key), number(value)
+        if labels is not None and figure is not None:
+            yield Observation(figure, labels)
+
+
+def _from_server(
+    metric: Metric, read: Callable[[], Sequence[Reading]], _options: CallbackOptions
+) -> Iterable[Observation]:
+    for name, labels, value in read():
+        if name == metric.name:
+            yield Observation(value, labels)
