@@ -13,6 +13,7 @@ What ``kv_on_update`` costs when weights change in mid-completion:
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -95,6 +96,9 @@ class VllmEngine:
         self._updates = 0
         self._broken = False
         self._ids = count()
+        self._slots = settings.max_num_seqs
+        self._waiting: deque[_Row] = deque()
+        """Not given to vLLM yet: it has no slot for them, and at an update they would have to be taken back."""
         self._rows: dict[str, _Row] = {}
         self._groups: dict[str, list[_Row]] = {}
 
@@ -119,11 +123,13 @@ class VllmEngine:
         check_request(request, max_prompt_tokens=self._max_prompt_tokens, positions=self._positions)
         rows = [_Row(request, sample) for sample in range(request.sampling.n)]
         self._groups[request.key] = rows
-        self._enqueue(rows)
+        self._waiting.extend(rows)
 
     def step(self) -> list[Generated]:
         if self._policy_version < 0 or not self._groups:
             return []
+        while self._waiting and len(self._rows) < self._slots:
+            self._give(self._waiting.popleft())
         ended: dict[str, None] = {}
         for output in self._llm.step():
             row = self._rows[output.request_id]
@@ -147,6 +153,7 @@ class VllmEngine:
     def forget(self) -> None:
         self._llm.abort_request(list(self._rows))
         self._rows.clear()
+        self._waiting.clear()
         self._groups.clear()
 
     def close(self) -> None:
@@ -167,22 +174,21 @@ class VllmEngine:
             self._start_anew()
 
     def _start_anew(self) -> None:
-        """What has no token yet is queued again, so that it shares no prompt with what the old weights computed."""
+        """What has no token yet is given again, so that it shares no prompt with what the old weights computed."""
         untouched = {key: row for key, row in self._rows.items() if not row.tokens}
         self._llm.abort_request(list(untouched))
         for key in untouched:
             del self._rows[key]
-        self._enqueue(list(untouched.values()))
+        self._waiting.extendleft(reversed(untouched.values()))
 
-    def _enqueue(self, rows: Sequence[_Row]) -> None:
+    def _give(self, row: _Row) -> None:
         """One vLLM request per row: its own n-fold requests take seeds that overlap with those of the next task."""
-        for row in rows:
-            key = str(next(self._ids))
-            prompt = {"type": "token", "prompt_token_ids": row.request.prompt_token_ids.tolist()}
-            if self.kv_on_update == "keep":  # cached prompts of other updates have another salt. Not the version:
-                prompt["cache_salt"] = str(self._updates)  # another learner's line may have the same
-            self._llm.add_request(key, prompt, self._sampling(row.request.sampling, row.sample))
-            self._rows[key] = row
+        key = str(next(self._ids))
+        prompt = {"type": "token", "prompt_token_ids": row.request.prompt_token_ids.tolist()}
+        if self.kv_on_update == "keep":  # cached prompts of other updates have another salt. Not the version:
+            prompt["cache_salt"] = str(self._updates)  # another learner's line may have the same
+        self._llm.add_request(key, prompt, self._sampling(row.request.sampling, row.sample))
+        self._rows[key] = row
 
     def _sampling(self, sampling: Sampling, sample: int) -> SamplingParams:
         # the tokens of each step are needed where spans are counted, and to know which rows have none yet
