@@ -38,13 +38,13 @@ def test_a_stopped_actor_makes_the_learner_say_what_it_waits_for_until_it_goes_o
     try:
         said = until(lambda: waits_for_groups(up.run), "a stalled learner")[0]  # a slow start may be one, too
         stalls = status(up.run, tmp_path)["stalls"]
+        until(lambda: "learner stalled in wait_for_groups" in up.output.read_text(), "a line of the display")
     finally:
         os.kill(actor, signal.SIGCONT)
     assert "4 policy groups" in said["waits_for"]
     assert "actors" in said["unblocked_by"]
     assert said["member"] == "learner"
     assert "wait_for_groups" in stalls["learner"]
-    until(lambda: "learner stalled in wait_for_groups" in up.output.read_text(), "a line of the display")
     reached = len(steps_of(up.run))
     until(lambda: len(steps_of(up.run)) >= reached + 2, "steps after the actor went on")
     rows = [json.loads(line) for line in (up.run / "metrics.jsonl").read_text().splitlines()]
