@@ -42,7 +42,8 @@ class AdapterSource:
     """Merges each adapter that ``adapters`` brings into the base, in a file of its own.
 
     Both engines take whole weights, so a swap in mid-generation is the same with an adapter and without. What that
-    costs an actor: the base weights once more in memory, and a merged copy of them in the cache directory.
+    costs an actor: the base weights once more in memory, all that is adapted once again while it is merged, and a
+    merged copy of everything in the cache directory (which is memory, too, where that is /dev/shm).
     """
 
     def __init__(self, adapters: Source, base: dict[str, Tensor], cache_dir: Path | None = None) -> None:

@@ -59,7 +59,7 @@ class PolicyFollower:
         self._max_staleness = max_staleness
         self._on_applied = on_applied
         self._clock = clock
-        self._polled = self._look_again_at = float("-inf")
+        self._look_again_at = float("-inf")
         self._fetching = Fetching(source or WeightSource())
         self._retry_at: dict[WeightManifest, float] = {}
         self._behind_since: float | None = None
@@ -97,14 +97,15 @@ class PolicyFollower:
         """Apply the newest weights if there are newer ones. Unless ``now``, not at every call: see POLL_S."""
         if not now and self._clock() < self._look_again_at:
             return
-        self._polled = self._clock()
+        looked_at = self._clock()
         manifest = self._newest()
-        self._look_again_at = self._polled + min(max(POLL_S, (self._clock() - self._polled) / LOOKING_SHARE), SELDOM_S)
+        took = self._clock() - looked_at
+        self._look_again_at = looked_at + min(max(POLL_S, took / LOOKING_SHARE), SELDOM_S)
         if manifest is None or (manifest.epoch, manifest.version) <= (self.epoch, self._engine.policy_version):
             self._behind_since = None
             return
         if self._behind_since is None:
-            self._behind_since = self._polled
+            self._behind_since = looked_at
         self.published_version, self._published_epoch = manifest.version, manifest.epoch
         if self._clock() < self._retry_at.get(manifest, float("-inf")):
             return

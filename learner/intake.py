@@ -167,9 +167,7 @@ class Intake:
                 self._watchdog.enter(UPDATE)
                 self._beat("updating", policy_version)
                 return self._cut(quota)
-            waits = self.waiting_for(quota, full=full)
-            waits_for, unblocked_by = waits["waits_for"], waits["unblocked_by"]
-            self._watchdog.enter(Stage(name="wait_for_groups", waits_for=waits_for, unblocked_by=unblocked_by))
+            self._watchdog.enter(self.waiting_for(quota, full=full))
             self._beat("waiting for judge groups" if full else "waiting for policy groups", policy_version)
             if not full and on_their_way == 0 and self._issuer.exhausted and not self._ready["policy"]:
                 return None
@@ -199,21 +197,17 @@ class Intake:
             return 1
         return min(left, most)
 
-    def waiting_for(self, quota: Quota, *, full: bool) -> dict[str, str]:
+    def waiting_for(self, quota: Quota, *, full: bool) -> Stage:
         """What the learner waits for, and who should end the wait. ``full``: the policy part of the batch is there."""
-        if full:
-            return {
-                "waits_for": f"{quota.judge} judge groups ({len(self._ready['judge'])} ready), or older policy groups",
-                "unblocked_by": "the recycler and actors, or judge_wait_s and straggler_wait_s",
-            }
         ready, outstanding = len(self._ready["policy"]), len(self._issuer.outstanding)
         waits_for = f"{quota.policy} policy groups ({ready} ready, {outstanding} on their way)"
-        if self._admission.paused:
-            return {
-                "waits_for": waits_for,
-                "unblocked_by": "room on the server for new prompts; actors shipping groups",
-            }
-        return {"waits_for": waits_for, "unblocked_by": "actors shipping groups of tasks:policy"}
+        unblocked_by = "actors shipping groups of tasks:policy"
+        if full:
+            waits_for = f"{quota.judge} judge groups ({len(self._ready['judge'])} ready), or older policy groups"
+            unblocked_by = "the recycler and actors, or judge_wait_s and straggler_wait_s"
+        elif self._admission.paused:
+            unblocked_by = "room on the server for new prompts; actors shipping groups"
+        return Stage(name="wait_for_groups", waits_for=waits_for, unblocked_by=unblocked_by)
 
     def remember(self, endings: list[Ending]) -> None:
         """Endings of this list are settled: forget their entries."""
@@ -296,9 +290,11 @@ class Intake:
         self.stats.ended(outcome, kind)
 
     def _tell(self, group: RolloutGroup, outcome: Outcome) -> None:
-        version = self._policy_version
-        content = content_staleness(group, version, self.lineage)
-        self._consumed(group, outcome, version, self.staleness(group), content)
+        """Whoever wants to hear of groups that ended; figures of trained ones are for the metrics, too."""
+        staleness, content = self.staleness(group), content_staleness(group, self._policy_version, self.lineage)
+        if outcome == "trained":
+            self.stats.trained(group, staleness, content)
+        self._consumed(group, outcome, self._policy_version, staleness, content)
 
     def _end_again(self, delivery: Delivery, kind: Kind, outcome: Outcome) -> None:
         """The twin of a uid that has its end already: the server forgot the end, so it is told once more.
@@ -444,8 +440,6 @@ class Intake:
             delivery, _ = self._ready[group.task.kind].pop(group.uid)
             self._end(delivery, group.task.kind, "trained")
             self._tell(group, "trained")
-            content = content_staleness(group, self._policy_version, self.lineage)
-            self.stats.trained(group, self.staleness(group), content)
         self.trained += len(policy + judge)
         self._dead_at_cut = self._dead
         if quota.policy:

@@ -64,15 +64,21 @@ def run(
     timers, started = Timers(), time.monotonic()
     publisher.publish(engine)  # actors wait for a first policy
     helm, turn = intake.helm, 0
+
+    def save() -> None:
+        """A checkpoint between batches: what it acknowledges is archived before."""
+        archive.write(engine.policy_version)
+        archive.flush()
+        committer.save(engine)
+
     while True:
         if helm.obey(engine.policy_version):
-            settings = steer(helm, engine, intake, committer)
+            settings = steer(helm, engine, intake, committer, save)
         if engine.policy_version >= settings.learner.max_steps:
             break
         quota = quota_of(settings.learner, turn)
         with timers.timed("paused" if helm.paused else "wait_for_groups"):
-            relieve, tend = partial(committer.save, engine), partial(publisher.tend, engine)
-            groups = intake.take(quota, engine.policy_version, relieve, tend)
+            groups = intake.take(quota, engine.policy_version, save, partial(publisher.tend, engine))
         if groups is None:  # closed, or no prompts left
             break
         if helm.is_called:  # a user wants something else: look again
@@ -99,13 +105,13 @@ def run(
     committer.finish(engine, intake.stopping)
 
 
-def steer(helm: Helm, engine: Engine, intake: Intake, committer: Committer) -> Settings:
+def steer(helm: Helm, engine: Engine, intake: Intake, committer: Committer, save: Callable[[], None]) -> Settings:
     """Follow what a user said; returns the settings from now on. What was trained before a pause is made durable."""
     engine.use(helm.settings)
     intake.use(helm.settings)
     committer.use(helm.settings)
     if helm.paused:
-        committer.save(engine)
+        save()
     return helm.settings
 
 

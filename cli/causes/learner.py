@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from cli.causes.finding import Finding, several, span
-from cli.causes.members import died, gone, not_running, stalled
+from cli.causes.members import died, gone, not_running
 from cli.progress import waiting_share
 from cli.snapshot import Beat, Snapshot
+from cli.status import is_stalled
 
 STARVED_SHARE: Final = 0.5
 STARVED_S: Final = 30.0
@@ -60,7 +61,7 @@ def _cut_off(s: Snapshot, beat: Beat) -> Iterator[Finding]:
 def _starved(s: Snapshot, beat: Beat) -> Iterator[Finding]:
     """It waits for a long time now, or waited for most of the last batches' time."""
     how = _how_starved(s, beat)
-    if s.held or stalled(beat) or not how:
+    if s.held or is_stalled(beat) or not how:
         return
     why, do = _why_starved(s)
     yield Finding(
@@ -128,7 +129,7 @@ def recycler(s: Snapshot) -> Iterator[Finding]:
 
 
 def _wedged(beat: Beat, waiting: int, late: float) -> Finding:
-    standing = f", and has got nothing done for {span(float(beat['stalled_s']))}" if stalled(beat) else ""
+    standing = f", and has got nothing done for {span(float(beat['stalled_s']))}" if is_stalled(beat) else ""
     return Finding(
         severity="problem",
         code="wedged_recycler",

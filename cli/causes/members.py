@@ -9,7 +9,8 @@ from cli.causes.finding import Finding, names, several, span
 from cli.folder_facts import Death
 from cli.plain import plain
 from cli.services import services
-from cli.snapshot import Beat, Snapshot
+from cli.snapshot import Snapshot
+from cli.status import is_stalled
 from common.heartbeat import TTL_S
 
 OFTEN: Final = 3
@@ -81,13 +82,9 @@ def _dies_again(s: Snapshot) -> Iterator[Finding]:
             )
 
 
-def stalled(beat: Beat) -> bool:
-    return "stalled_s" in beat
-
-
 def _stalled(s: Snapshot) -> Iterator[Finding]:
     for member, beat in s.members.items():
-        if beat is None or not stalled(beat):
+        if beat is None or not is_stalled(beat):
             continue
         seconds, stage = float(beat["stalled_s"]), str(beat["stage"])
         waits = plain(f"waits for {beat['waits_for']}; unblocked by {beat['unblocked_by']}", 400)

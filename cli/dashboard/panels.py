@@ -9,12 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.causes.finding import span
-from cli.causes.members import expected, stalled
+from cli.causes.members import expected
 from cli.dashboard.rates import Pace, Rates, staleness_shares
 from cli.plain import plain
 from cli.progress import waiting_share
 from cli.report.history import Row
 from cli.snapshot import Beat, Snapshot
+from cli.status import is_stalled
 from common.messages import OUTCOMES
 from common.observer import Queue
 
@@ -113,7 +114,7 @@ def _actors(s: Snapshot) -> list[str]:
 
 
 def in_trouble(beat: Beat | None) -> bool:
-    return beat is None or stalled(beat) or bool(beat.get("trouble"))
+    return beat is None or is_stalled(beat) or bool(beat.get("trouble"))
 
 
 def _member(table: Table, s: Snapshot, name: str, pace: Pace) -> None:
@@ -135,7 +136,7 @@ def doing(beat: Beat | None) -> str:
     """What a member does, in a few words; the findings say more."""
     if beat is None:
         return "NOT RUNNING"
-    if stalled(beat):
+    if is_stalled(beat):
         return f"STALLED {span(float(beat['stalled_s']))}: {beat['stage']}"
     if beat.get("trouble"):
         return f"WEIGHTS DO NOT LOAD: {beat['trouble']}"

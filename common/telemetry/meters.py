@@ -26,6 +26,7 @@ class Meters(quiet.Meters):
         self._meter = meter
         self._role = role
         self._batch = of_role(role, "batch")
+        self._known: dict[str, tuple[Metric, dict[str, str]] | None] = {}
         self._instruments = {m.name: self._instrument(m) for m in (*self._batch, *of_role(role, "moment"))}
 
     def follow(self, said: Said) -> None:
@@ -38,10 +39,15 @@ class Meters(quiet.Meters):
 
     def batch(self, metrics: Mapping[str, Any]) -> None:
         for key, value in metrics.items():
-            for metric in self._batch:
-                if (labels := metric.match(key)) is not None:
-                    self._add(metric, number(value), labels)
-                    break
+            if (found := self._of_batch(key)) is not None:
+                self._add(found[0], number(value), found[1])
+
+    def _of_batch(self, key: str) -> tuple[Metric, dict[str, str]] | None:
+        """Which metric a figure is, and its labels; a run has some hundred keys, looked up once each."""
+        if key not in self._known:
+            found = ((metric, metric.match(key)) for metric in self._batch)
+            self._known[key] = next(((metric, labels) for metric, labels in found if labels is not None), None)
+        return self._known[key]
 
     def record(self, metric: Metric, value: float, labels: Mapping[str, str] | None = None) -> None:
         self._add(metric, value, labels or {})

@@ -451,6 +451,27 @@ def test_the_actor_waits_for_an_engine_that_broke_off_and_tries_again(make, shel
 
 
 @needs_vllm
+def test_vllm_is_given_only_what_it_has_slots_for(shelf) -> None:
+    """An update takes back what has no token yet; the queue behind the slots is ours, and stays as it is."""
+    engine = shelf.engine("vllm", kv_on_update="keep")
+    slots = engine._slots
+    requests = [request(str(index), n=32, max_new_tokens=6, seed=index) for index in range(slots // 32 + 3)]
+    most: list[int] = []
+
+    def look() -> None:
+        most.append(engine._llm.get_num_unfinished_requests())
+        if len(most) == 3:
+            engine.apply(shelf.weights(2), 1)
+
+    found = run(engine, *requests, before_step=dict.fromkeys(range(1, 12), look))
+    assert max(most) <= slots
+    assert len(most) > 3
+    assert {key: len(completions) for key, completions in found.items()} == {one.key: 32 for one in requests}
+    versions = {version for group in found.values() for completion in group for version, _ in completion.spans}
+    assert versions == {0, 1}
+
+
+@needs_vllm
 def test_vllm_recovers_from_a_failure_while_it_finishes(shelf, monkeypatch) -> None:
     """After that its worker believes that the update goes on."""
     engine = shelf.engine("vllm")

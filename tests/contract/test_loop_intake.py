@@ -884,7 +884,7 @@ def test_a_death_between_two_batches_is_noticed(make_world) -> None:
 def test_a_wait_names_what_it_waits_for_and_who_ends_it(make_world) -> None:
     intake, quota = make_world().intake, Quota(policy=2, judge=3)
     policy, judge = intake.waiting_for(quota, full=False), intake.waiting_for(quota, full=True)
-    assert "2 policy groups" in policy["waits_for"]
-    assert "actors" in policy["unblocked_by"]
-    assert "3 judge groups" in judge["waits_for"]
-    assert "recycler" in judge["unblocked_by"]
+    assert "2 policy groups" in policy.waits_for
+    assert "actors" in policy.unblocked_by
+    assert "3 judge groups" in judge.waits_for
+    assert "recycler" in judge.unblocked_by
