@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from cli.causes.actors import actors
-from cli.causes.finding import Finding
+from cli.causes.finding import Finding, names
 from cli.causes.learner import learner, recycler
 from cli.causes.members import members
 from cli.causes.places import ledger, places
@@ -61,13 +61,16 @@ def _without_echoes(found: list[Finding]) -> list[Finding]:
 
 
 def _over(s: Snapshot) -> Finding | None:
-    """A run of which nothing runs: whether it came to its end, was stopped, or fell."""
-    if any(s.members.values()):
-        return None
+    """A run that reached its end, or of which nothing runs: whether it was stopped, or fell."""
     version, steps = s.policy_version, s.settings.learner.max_steps
     reached = f"at policy version {version} of {steps}"
+    finished = f"the run is finished: it ended {reached}"
+    if s.running and version >= steps and not s.living("learner"):  # `spark up` ends the others; else a user does
+        return _note("finished", f"{finished}; {names(s.running)} may be stopped", "nothing is left for them to do")
+    if s.running:
+        return None
     if s.folder.ending == "finished" or version >= steps:
-        return _note("finished", f"the run is finished: it ended {reached}", "the report is report.html in its folder")
+        return _note("finished", finished, "the report is report.html in its folder")
     if s.folder.ending == "drained":
         return _note("drained", f"the run was drained {reached}", "`spark up RUN/config.toml` goes on from there")
     if s.folder.ending == "stopped":

@@ -51,9 +51,12 @@ class Snapshot:
 
     def living(self, role: str) -> dict[str, Beat]:
         """Members of a role that live, by name."""
-        return {
-            name: beat for name, beat in self.members.items() if beat and beat.get("role") == role and not _ended(beat)
-        }
+        return {name: beat for name, beat in self.members.items() if beat and beat.get("role") == role and _lives(beat)}
+
+    @property
+    def running(self) -> list[str]:
+        """Members of every role that live."""
+        return [name for name, beat in self.members.items() if _lives(beat)]
 
     def queue(self, stream: str, group: str) -> Queue | None:
         return next((queue for queue in self.queues if (queue.stream, queue.group) == (stream, group)), None)
@@ -80,9 +83,9 @@ def steering_of(progress: Mapping[str, str]) -> Steering:
         return Steering()
 
 
-def _ended(beat: Beat) -> bool:
-    """It said farewell a moment ago."""
-    return beat.get("state") == "stopped"
+def _lives(beat: Beat | None) -> bool:
+    """It was heard of, and did not say farewell a moment ago."""
+    return beat is not None and beat.get("state") != "stopped"
 
 
 class Looker:

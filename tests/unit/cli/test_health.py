@@ -251,6 +251,21 @@ def test_a_run_of_which_nothing_runs(ending: Ending, version: str, expected: dic
     assert codes(over) == expected
 
 
+def test_a_learner_that_reached_the_last_step_is_not_missed() -> None:
+    done = replace(with_members(learner=None), progress={"policy_version": "120"})
+    [finding] = diagnose(done)
+    assert (finding.code, finding.severity) == ("finished", "note")
+    assert "actor-0, actor-1" in finding.cause
+    assert "dead_learner" in codes(replace(done, progress={"policy_version": "119"}))
+
+
+def test_who_said_farewell_a_moment_ago_runs_no_more() -> None:
+    farewell = dict.fromkeys(HEALTHY.members, None) | {"recycler": {"role": "recycler", "state": "stopped"}}
+    stopped = replace(HEALTHY, members=farewell, folder=folder(ending="stopped"))
+    assert codes(stopped) == {"stopped": "note"}
+    assert codes(replace(stopped, progress={"policy_version": "120"})) == {"finished": "note"}
+
+
 def test_why_a_run_fell_is_told_too() -> None:
     full = replace(HEALTHY.server, used_bytes=100, most_bytes=100)
     assert codes(replace(NOBODY, server=full)) == {"redis_full": "problem", "down": "problem"}
