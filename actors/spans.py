@@ -70,14 +70,10 @@ class GroupSpans:
         record(TOKEN_USAGE, _tokens(group), {**labels, names.TOKEN_TYPE: "output"})
 
     def _trace(self, delivery: Delivery, group: RolloutGroup, times: _Times, now: float) -> None:
-        task, span = group.task, self._telemetry.traces.span
-        subject: dict[str, Attribute] = {names.UID: task.uid, names.OBJECTIVE_OF: task.objective}
+        span, parent = self._telemetry.traces.span, group.task.trace
         generation: dict[str, Attribute] = {
-            **subject,
+            names.OBJECTIVE_OF: group.task.objective,
             **self._about,
-            names.MAX_TOKENS: task.sampling.max_new_tokens,
-            names.TEMPERATURE: task.sampling.temperature,
-            names.CHOICES: task.sampling.n,
             names.INPUT_TOKENS: len(group.prompt_token_ids),
             names.OUTPUT_TOKENS: _tokens(group),
             names.OLDEST_VERSION: group.oldest_version,
@@ -87,12 +83,11 @@ class GroupSpans:
         }
         rewards = [rollout.verdict.reward for rollout in group.scored]
         verification: dict[str, Attribute] = {
-            **subject,
             names.EVALUATION: group.rollouts[0].verdict.verifier,
             names.SCORE: sum(rewards) / len(rewards),
         }
-        span(names.GENERATE, generation, start_s=times.begun, end_s=times.generated, parent=task.trace)
-        span(names.VERIFY, verification, start_s=times.generated, end_s=now, parent=task.trace)
+        span(names.GENERATE, generation, start_s=times.begun, end_s=times.generated, parent=parent)
+        span(names.VERIFY, verification, start_s=times.generated, end_s=now, parent=parent)
 
 
 def _tokens(group: RolloutGroup) -> int:

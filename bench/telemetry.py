@@ -1,9 +1,13 @@
 """What telemetry costs: trained groups per second with everything told, against none, and what "none" costs.
 
-``python -m bench.telemetry [--steps 60] [--repeats 3]``. Full: OTLP to a collector on this host, which takes what it is
-sent and drops it, as often as by default; a Prometheus that scrapes every process every five seconds; every task
-traced. The arms take turns, so that a busy machine slows both; rates leave out the first ten steps. The bar is 3 %. CPU
-seconds are of all processes from start to end, the import of the SDK included.
+``python -m bench.telemetry [--layers 3] [--steps 60] [--repeats 3]``. Full: OTLP to a collector on this host, which
+takes what it is sent and drops it, as often as by default; a Prometheus that scrapes every process as often as the one
+in infra/; every task traced. The arms take turns, so that a busy machine slows both; rates leave out the first ten
+steps. The bar is 3 %. CPU seconds are of all processes from start to end, the import of the SDK included.
+
+What is told of a group does not depend on the model, so the share that it costs does. ``--layers`` of more than the
+demo's 3 trains the same model with that many: the new ones hand on what they are given, so answers are the same, and
+a group takes as much longer as with a larger model.
 """
 
 from __future__ import annotations
@@ -23,19 +27,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Final
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from actors.spans import GroupSpans
-from bench.runs import Run, run_demo
+from bench.runs import DEMO, Run, run_demo
 from common.messages import ChatMessage, Sampling, Task, uid_of
 from common.telemetry.quiet import QUIET
 
 BAR: Final = 0.03
 WARM_UP: Final = 10
+BASE: Final = DEMO.parent / "base"
 PORT: Final = 29600
 PROCESSES: Final = 4
-SCRAPE_S: Final = 5.0
+SCRAPE_S: Final = 10.0
+"""As infra/prometheus/prometheus.yml has it."""
 CALLS: Final = 200_000
 
 
@@ -93,6 +101,21 @@ def rate(run: Run) -> float:
     return float(sum(step.get("trained/policy", 0) + step.get("trained/judge", 0) for step in steps) / seconds)
 
 
+def deepened(layers: int, folder: Path) -> list[str]:
+    """The setting that trains the demo's model with so many layers, which answers as it does."""
+    base = AutoModelForCausalLM.from_pretrained(BASE)
+    if layers == base.config.num_hidden_layers:
+        return []
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(BASE, num_hidden_layers=layers))
+    model.load_state_dict(base.state_dict(), strict=False)
+    for layer in model.model.layers[base.config.num_hidden_layers :]:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(BASE).save_pretrained(folder)
+    return [f"model.path={json.dumps(str(folder))}"]
+
+
 def cost_of_off() -> float:
     """Microseconds per group that the parts of a process spend on telemetry that is off."""
     spans = GroupSpans(QUIET)
@@ -117,6 +140,7 @@ def cost_of_off() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
@@ -124,8 +148,14 @@ def main() -> None:
     rates: dict[str, list[float]] = {"off": [], "full": []}
     spent: dict[str, list[float]] = {"off": [], "full": []}
     with tempfile.TemporaryDirectory() as folder, watched() as everything:
+        deep = deepened(arguments.layers, Path(folder) / "model")
         for repeat in range(arguments.repeats):
-            limits = [f"learner.max_steps={arguments.steps}", f"run.seed={repeat}", "learner.lr_schedule=constant"]
+            limits = [
+                *deep,
+                f"learner.max_steps={arguments.steps}",
+                f"run.seed={repeat}",
+                "learner.lr_schedule=constant",
+            ]
             order = list(rates) if repeat % 2 == 0 else list(reversed(rates))
             for arm in order:
                 overrides = [*limits, *(everything if arm == "full" else [])]
@@ -141,7 +171,7 @@ def report(rates: dict[str, list[float]], spent: dict[str, list[float]], argumen
     losses = [1 - full / off for full, off in zip(rates["full"], rates["off"], strict=True)]
     overhead, off_us = statistics.median(losses), cost_of_off()
     more_cpu = statistics.median(full / off - 1 for full, off in zip(spent["full"], spent["off"], strict=True))
-    table = Table(title=f"trained groups per second, {arguments.steps} steps, {arguments.repeats} repeats")
+    table = Table(title=f"trained groups per second, {arguments.layers} layers, {arguments.repeats} repeats")
     for column in ("arm", "median", "lowest", "highest"):
         table.add_column(column)
     for arm, figures in rates.items():
@@ -158,6 +188,7 @@ def report(rates: dict[str, list[float]], spent: dict[str, list[float]], argumen
     print(
         json.dumps(
             {
+                "layers": arguments.layers,
                 "overhead": overhead,
                 "bar": BAR,
                 "holds": overhead <= BAR if told else None,

@@ -77,14 +77,12 @@ class BatchSpans:
         return step
 
     def _end(self, one: _Ended, policy_version: int, step: str) -> None:
-        task, trained = one.group.task, one.outcome == "trained"
+        trace, trained = one.group.task.trace, one.outcome == "trained"
         about: dict[str, Attribute] = {
-            names.UID: task.uid,
-            names.OBJECTIVE_OF: task.objective,
             names.OUTCOME: one.outcome,
             names.STALENESS_OF: one.staleness,
             names.VERSION: policy_version,
         }
         end_s = self._clock() if trained else one.at
         links = [step] if trained else []
-        self._telemetry.traces.span(names.END, about, start_s=one.at, end_s=end_s, parent=task.trace, links=links)
+        self._telemetry.traces.span(names.END, about, start_s=one.at, end_s=end_s, parent=trace, links=links)

@@ -19,19 +19,34 @@ from common.telemetry.quiet import Reading, Said
 Callback = Callable[[CallbackOptions], Iterable[Observation]]
 
 
+class Fields:
+    """Which metric tells a field of a heartbeat or a batch. There are some hundred fields, looked up once each."""
+
+    def __init__(self, metrics: Sequence[Metric]) -> None:
+        self.metrics = metrics
+        self._known: dict[str, tuple[Metric, dict[str, str]] | None] = {}
+
+    def find(self, key: str) -> tuple[Metric, dict[str, str]] | None:
+        """With the labels; None for a field that no metric tells."""
+        if key not in self._known:
+            found = ((metric, metric.match(key)) for metric in self.metrics)
+            self._known[key] = next(((metric, labels) for metric, labels in found if labels is not None), None)
+        return self._known[key]
+
+
 class Meters(quiet.Meters):
     """The metrics of one role. Created once in a process."""
 
     def __init__(self, meter: Meter, role: str) -> None:
         self._meter = meter
         self._role = role
-        self._batch = of_role(role, "batch")
-        self._known: dict[str, tuple[Metric, dict[str, str]] | None] = {}
-        self._instruments = {m.name: self._instrument(m) for m in (*self._batch, *of_role(role, "moment"))}
+        self._batch = Fields(of_role(role, "batch"))
+        self._instruments = {m.name: self._instrument(m) for m in (*self._batch.metrics, *of_role(role, "moment"))}
 
     def follow(self, said: Said) -> None:
-        for metric in of_role(self._role, "heartbeat"):
-            self._observe(metric, partial(_from_heartbeat, metric, said))
+        fields = Fields(of_role(self._role, "heartbeat"))
+        for metric in fields.metrics:
+            self._observe(metric, partial(_from_heartbeat, metric, fields, said))
 
     def follow_server(self, read: Callable[[], Sequence[Reading]]) -> None:
         for metric in of_role(self._role, "server"):
@@ -39,15 +54,8 @@ class Meters(quiet.Meters):
 
     def batch(self, metrics: Mapping[str, Any]) -> None:
         for key, value in metrics.items():
-            if (found := self._of_batch(key)) is not None:
+            if found := self._batch.find(key):
                 self._add(found[0], number(value), found[1])
-
-    def _of_batch(self, key: str) -> tuple[Metric, dict[str, str]] | None:
-        """Which metric a figure is, and its labels; a run has some hundred keys, looked up once each."""
-        if key not in self._known:
-            found = ((metric, metric.match(key)) for metric in self._batch)
-            self._known[key] = next(((metric, labels) for metric, labels in found if labels is not None), None)
-        return self._known[key]
 
     def record(self, metric: Metric, value: float, labels: Mapping[str, str] | None = None) -> None:
         self._add(metric, value, labels or {})
@@ -86,11 +94,11 @@ def number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _from_heartbeat(metric: Metric, said: Said, _options: CallbackOptions) -> Iterable[Observation]:
+def _from_heartbeat(metric: Metric, fields: Fields, said: Said, _options: CallbackOptions) -> Iterable[Observation]:
     for key, value in said().items():
-        labels, figure = metric.match(key), number(value)
-        if labels is not None and figure is not None:
-            yield Observation(figure, labels)
+        found, figure = fields.find(key), number(value)
+        if found and found[0] is metric and figure is not None:
+            yield Observation(figure, found[1])
 
 
 def _from_server(

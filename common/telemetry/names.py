@@ -15,6 +15,8 @@ from common.telemetry.span_names import END, GENERATE, ISSUE, STAGES, STEP, VERI
 METRICS: Final[tuple[Metric, ...]] = (*HEARTBEATS, *BATCHES, *SERVER, *MOMENTS)
 SPANS: Final[tuple[SpanName, ...]] = (ISSUE, GENERATE, VERIFY, END, STEP, *STAGES.values())
 
+SCOPE: Final = "spark"
+"""The instrumentation scope of all of them."""
 RUN: Final = "spark.run"
 ROLE: Final = "spark.role"
 MEMBER: Final = "spark.member"

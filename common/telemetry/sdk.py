@@ -17,13 +17,10 @@ import structlog
 from opentelemetry import metrics
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBased
 from prometheus_client import CollectorRegistry, start_http_server
 from redis.observability import OTelConfig, get_observability_instance
 from redis.observability.config import MetricGroup
@@ -31,22 +28,22 @@ from redis.observability.config import MetricGroup
 from common.settings import Telemetry as Wanted
 from common.telemetry import quiet
 from common.telemetry.meters import Meters
-from common.telemetry.names import LABELS, MEMBER, ROLE, RUN
+from common.telemetry.names import MEMBER, ROLE, RUN, SCOPE
 from common.telemetry.quiet import Telemetry
+from common.telemetry.reader import ScrapedReader
 from common.telemetry.sdk_log import sdk_log
-from common.telemetry.traces import StepsAlways, TaskIds, Traces
+from common.telemetry.traces import Traces
 
 log = structlog.get_logger()
 
-SCOPE: Final = "spark"
 EXPORT_S: Final = 5.0
 """An export that takes longer is given up; its spans are lost, its metrics come with the next."""
 STOP_S: Final = 3.0
 SPANS_WAITING: Final = 8192
-MOST_LINKS: Final = 8192
-"""Of one step: groups of its batch."""
 REDIS_GROUPS: Final = [MetricGroup.RESILIENCY, MetricGroup.COMMAND, MetricGroup.STREAMING]
 """Not those of the connection pool: they count four times per command, and so cost more than the command does."""
+LOOKS: Final = ["XREADGROUP", "XREAD", "XREVRANGE", "HGETALL"]
+"""Not timed: a process looks for news all the time, or waits for them, and would hide how long its writes take."""
 
 
 class Running:
@@ -65,15 +62,11 @@ class Running:
         )
         self._log = sdk_log()
         self._closing: list[Callable[[], object]] = []
-        readers: list[MetricReader] = []
-        if wanted.endpoint:
-            exporter = OTLPMetricExporter(endpoint=_url(wanted.endpoint, "metrics"), timeout=EXPORT_S)
-            readers.append(PeriodicExportingMetricReader(exporter, wanted.interval_s * 1000, EXPORT_S * 1000))
-        address = self._serve(wanted, role, member, readers)
-        provider = MeterProvider(readers, resource, shutdown_on_exit=False)
+        address, reader = self._reader(wanted, role, member)
+        provider = MeterProvider([reader] if reader else [], resource, shutdown_on_exit=False)
         self._closing.append(lambda: provider.shutdown(STOP_S * 1000))
         metrics.set_meter_provider(provider)  # redis-py asks for it
-        get_observability_instance().init(OTelConfig(metric_groups=REDIS_GROUPS))
+        get_observability_instance().init(OTelConfig(metric_groups=REDIS_GROUPS, exclude_commands=LOOKS))
         self.telemetry = Telemetry(
             meters=Meters(provider.get_meter(SCOPE), role),
             traces=self._traces(wanted, resource),
@@ -83,38 +76,34 @@ class Running:
     def _traces(self, wanted: Wanted, resource: Resource) -> quiet.Traces:
         if not wanted.endpoint:
             return quiet.Traces()
-        ids = TaskIds()
-        provider = TracerProvider(
-            sampler=ParentBased(StepsAlways(wanted.sample_share)),
-            resource=resource,
-            id_generator=ids,
-            shutdown_on_exit=False,
-            span_limits=SpanLimits(max_links=MOST_LINKS),
-        )
         exporter = OTLPSpanExporter(endpoint=_url(wanted.endpoint, "traces"), timeout=EXPORT_S)
         every_ms = min(wanted.interval_s, EXPORT_S) * 1000
-        provider.add_span_processor(BatchSpanProcessor(exporter, SPANS_WAITING, every_ms))
-        self._closing.append(provider.shutdown)
-        return Traces(provider.get_tracer(SCOPE), ids)
+        processor = BatchSpanProcessor(exporter, SPANS_WAITING, every_ms)
+        self._closing.append(processor.shutdown)
+        return Traces(processor, resource, wanted.sample_share)
 
-    def _serve(self, wanted: Wanted, role: str, member: str, readers: list[MetricReader]) -> str:
+    def _reader(self, wanted: Wanted, role: str, member: str) -> tuple[str, MetricReader | None]:
+        """The address that Prometheus scrapes, empty for none; and the one reader of all metrics."""
+        endpoint = _url(wanted.endpoint, "metrics")
+        exporter = OTLPMetricExporter(endpoint=endpoint, timeout=EXPORT_S) if wanted.endpoint else None
+        registry = CollectorRegistry()
+        if address := self._serve(wanted, role, member, registry):
+            return address, ScrapedReader(registry, exporter, wanted.interval_s)
+        if exporter:
+            return "", PeriodicExportingMetricReader(exporter, wanted.interval_s * 1000, EXPORT_S * 1000)
+        return "", None
+
+    def _serve(self, wanted: Wanted, role: str, member: str, registry: CollectorRegistry) -> str:
         """The endpoint for Prometheus. A port that is taken costs the endpoint, not the process."""
         if not wanted.prometheus_port:
             return ""
-        port, registry = port_of(wanted.prometheus_port, role, member), CollectorRegistry()
+        port = port_of(wanted.prometheus_port, role, member)
         try:
             served: Any = start_http_server(port, addr=wanted.prometheus_host, registry=registry)
         except OSError as error:
             log.warning("telemetry.port_taken", host=wanted.prometheus_host, port=port, reason=str(error))
             return ""
         server: WSGIServer = served[0]
-        readers.append(
-            PrometheusMetricReader(
-                registry=registry,
-                scope_info_enabled=False,
-                resource_attribute_filter=lambda key: key in LABELS,
-            )
-        )
         self._closing += [server.server_close, server.shutdown]
         return f"{wanted.prometheus_host}:{port}"
 

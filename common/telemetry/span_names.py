@@ -22,9 +22,6 @@ DELIVERIES: Final = "spark.deliveries"
 OPERATION: Final = "gen_ai.operation.name"
 PROVIDER: Final = "gen_ai.provider.name"
 MODEL: Final = "gen_ai.request.model"
-MAX_TOKENS: Final = "gen_ai.request.max_tokens"
-TEMPERATURE: Final = "gen_ai.request.temperature"
-CHOICES: Final = "gen_ai.request.choice.count"
 TOKEN_TYPE: Final = "gen_ai.token.type"
 INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
 OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
@@ -35,7 +32,6 @@ CHAT: Final = "chat"
 OURS: Final = "spark"
 """Value of ``gen_ai.provider.name``."""
 
-_TASK: Final = (UID, OBJECTIVE_OF)
 TASK_TRACE: Final = "the task's, whose trace id is its uid"
 STEP_TRACE: Final = "the step's own"
 
@@ -44,7 +40,7 @@ ISSUE: Final = SpanName(
     roles=("learner", "recycler"),
     trace=TASK_TRACE,
     links="of a judge task: the issue of the prompt whose answer it shows",
-    attributes=(*_TASK, VERSION, ATTEMPT, POSITION, TEMPLATE),
+    attributes=(UID, OBJECTIVE_OF, VERSION, ATTEMPT, POSITION, TEMPLATE),
     meaning="The task was put on its stream; `Task.trace` names this span",
 )
 GENERATE: Final = SpanName(
@@ -53,13 +49,10 @@ GENERATE: Final = SpanName(
     trace=TASK_TRACE,
     links="",
     attributes=(
-        *_TASK,
+        OBJECTIVE_OF,
         OPERATION,
         PROVIDER,
         MODEL,
-        MAX_TOKENS,
-        TEMPERATURE,
-        CHOICES,
         INPUT_TOKENS,
         OUTPUT_TOKENS,
         OLDEST_VERSION,
@@ -74,7 +67,7 @@ VERIFY: Final = SpanName(
     roles=ACTOR,
     trace=TASK_TRACE,
     links="",
-    attributes=(*_TASK, EVALUATION, SCORE),
+    attributes=(EVALUATION, SCORE),
     meaning="From the last token to the group on the stream; the score is the mean reward",
 )
 END: Final = SpanName(
@@ -82,7 +75,7 @@ END: Final = SpanName(
     roles=LEARNER,
     trace=TASK_TRACE,
     links="of a trained group: the step",
-    attributes=(*_TASK, OUTCOME, STALENESS_OF, VERSION),
+    attributes=(OUTCOME, STALENESS_OF, VERSION),
     meaning=("How the group ended: trained, filtered or dropped_stale; of a trained one it lasts as long as the step"),
 )
 STEP: Final = SpanName(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import redis
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from scored_groups import scored_group
@@ -20,7 +20,7 @@ from common.streams import Streams
 from common.telemetry import quiet
 from common.telemetry.names import of_role
 from common.telemetry.queues import REREAD_S, Queues
-from common.telemetry.traces import TaskIds, Traces
+from common.telemetry.traces import Traces
 
 MEMBER = "actor-0"
 
@@ -113,10 +113,8 @@ class Spy(quiet.Meters):
 
 
 def test_an_actor_tells_of_what_it_ships_and_forgets_the_rest(run, streams: Streams, make_task) -> None:
-    ids, exporter, spy, clock = TaskIds(), InMemorySpanExporter(), Spy(), Clock()
-    provider = TracerProvider(id_generator=ids, shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    traces = Traces(provider.get_tracer("test"), ids)
+    exporter, spy, clock = InMemorySpanExporter(), Spy(), Clock()
+    traces = Traces(SimpleSpanProcessor(exporter), Resource({}))
     spans = GroupSpans(quiet.Telemetry(meters=spy, traces=traces), "/models/small", clock)
     task = traces.issue([make_task("f" * 32)], 0).tasks[0]
     assert streams.issue(run.token, 0, [task]) == 1

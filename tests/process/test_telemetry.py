@@ -124,8 +124,7 @@ def check_spans(collector: Collector) -> None:
 def check_life(end: Told, by_id: dict[str, Told]) -> None:
     """All of a task's trace is there: issued, generated, verified, ended; a trained one in a step that knows it."""
     issue = by_id[end.parent]
-    uid = end.attributes["spark.uid"]
-    assert end.trace == issue.trace == uid == issue.attributes["spark.uid"]
+    assert end.trace == issue.trace == issue.attributes["spark.uid"]
     family = [told.span.name for told in by_id.values() if told.parent == issue.id]
     assert sorted(family) == ["spark.end", "spark.generate", "spark.verify"]
     if end.attributes["spark.outcome"] == "trained":
@@ -133,7 +132,7 @@ def check_life(end: Told, by_id: dict[str, Told]) -> None:
         assert by_id[step].span.name == "spark.step"
         assert by_id[step].trace == trace
         assert (issue.trace, issue.id) in by_id[step].links
-    if end.attributes["spark.objective"] != "solve":
+    if issue.attributes["spark.objective"] != "solve":
         [(source, asked)] = issue.links
         assert by_id[asked].trace == source
         assert by_id[asked].resource["spark.role"] == "learner"

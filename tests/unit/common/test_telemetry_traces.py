@@ -5,24 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ParentBased
 
 from common.codec import encode
 from common.messages import ChatMessage, Sampling, Task, uid_of
 from common.telemetry.quiet import QUIET
 from common.telemetry.span_names import GENERATE, STEP
-from common.telemetry.traces import StepsAlways, TaskIds, Traces
+from common.telemetry.traces import HashedOnce, Traces
 
 
 class Rig:
     def __init__(self, share: float = 1.0) -> None:
-        ids, self.exporter = TaskIds(), InMemorySpanExporter()
-        provider = TracerProvider(sampler=ParentBased(StepsAlways(share)), id_generator=ids, shutdown_on_exit=False)
-        provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.traces = Traces(provider.get_tracer("test"), ids)
+        self.exporter = InMemorySpanExporter()
+        self.traces = Traces(SimpleSpanProcessor(self.exporter), Resource({"host.name": "here"}), share)
 
     def told(self) -> list[ReadableSpan]:
         return list(self.exporter.get_finished_spans())
@@ -121,6 +119,19 @@ def test_every_step_is_told_even_if_no_task_is() -> None:
     for _ in range(20):
         rig.traces.span(STEP, {}, start_s=0.0, end_s=1.0)
     assert [span.name for span in rig.told()] == [STEP.name] * 20
+
+
+def test_spans_are_of_one_process() -> None:
+    rig = Rig()
+    for _ in range(2):
+        rig.traces.span(STEP, {}, start_s=0.0, end_s=1.0)
+    one, two = rig.told()
+    assert one.resource.attributes["host.name"] == "here"
+    assert one.resource == two.resource == Resource({"host.name": "here"})
+    assert hash(one.resource) == hash(Resource({"host.name": "here"}))
+    assert one.resource != HashedOnce(Resource({"host.name": "there"}))
+    assert one.context.trace_id != two.context.trace_id
+    assert one.context.span_id != two.context.span_id
 
 
 def test_off_no_message_differs_by_a_byte() -> None:
