@@ -178,9 +178,9 @@ class Completion:
         tokens = len(self.token_ids)
         if tokens == 0 or len(self.logprobs) != tokens:
             raise ValueError(f"{tokens} token ids but {len(self.logprobs)} log-probs; need as many, at least 1")
-        if (self.token_ids < 0).any():
-            raise ValueError(f"token ids must not be negative, got {int(self.token_ids.min())}")
-        if not np.isfinite(self.logprobs).all() or (self.logprobs > 1e-3).any():
+        if (least := self.token_ids.min()) < 0:
+            raise ValueError(f"token ids must not be negative, got {least}")
+        if not (self.logprobs.min() > -np.inf and self.logprobs.max() <= 1e-3):  # also catches NaN
             raise ValueError("log-probs must be finite and at most 0")
         if not self.spans or self.spans[0][1] != 0 or self.spans[-1][1] >= tokens:
             raise ValueError(f"spans {self.spans} must start at token 0 and end before token {tokens}")
