@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Final
 from urllib.parse import quote
@@ -11,9 +12,13 @@ from pydantic import ValidationError
 from common.errors import SparkError
 
 SET: Final = ("--set", "-s")
+COLLECT_AT: Final = (50_000, 20, 20)
+"""Thresholds of the garbage collector: torch and a model are a million objects that stay, and to look through them as
+often as by default takes a tenth of a process's start."""
 
 
 def main() -> None:
+    gc.set_threshold(*COLLECT_AT)
     from pydantic_settings import CliApp
     from pydantic_settings.exceptions import SettingsError as CommandLineError
 
