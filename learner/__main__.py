@@ -102,7 +102,7 @@ def _run(settings: Settings, watchdog: Watchdog, telemetry: Telemetry) -> None:
             log.info("learner.started", epoch=taken.fence.epoch, policy_version=version, cursor=taken.cursor)
             file = MetricsFile(settings.run.directory / "metrics.jsonl", version)
             with file as metrics, open_sinks(settings, version) as sinks, archive:
-                alarms = JudgeAlarms(parts.intake.stats.judge, settings.metrics)
+                alarms = JudgeAlarms(parts.intake.shelf.stats.judge, settings.metrics)
                 record = recorder(metrics, sinks, watchdog, heartbeat, alarms, spans)
                 train(engine, parts.intake, parts.publisher, parts.committer, settings, record, archive)
             heartbeat.stop()

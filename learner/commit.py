@@ -16,8 +16,8 @@ from common.telemetry.quiet import QUIET, Meters
 from learner.checkpoint import Checkpoint, CheckpointStore, State
 from learner.engine import Engine
 from learner.fence import Fence
-from learner.intake import Intake
 from learner.issuer import Issuer
+from learner.shelf import Shelf
 
 log = structlog.get_logger()
 
@@ -37,7 +37,7 @@ class Committer:
         self,
         streams: Streams,
         checkpoints: CheckpointStore,
-        intake: Intake,
+        shelf: Shelf,
         issuer: Issuer,
         *,
         fence: Fence,
@@ -51,7 +51,7 @@ class Committer:
     ) -> None:
         self._streams = streams
         self._checkpoints = checkpoints
-        self._intake = intake
+        self._shelf = shelf
         self._issuer = issuer
         self._fence = fence
         self._every = every
@@ -84,7 +84,7 @@ class Committer:
         """Checkpoint, settle, trim. False on an OSError (disk full): it is logged, and nothing is acknowledged."""
         started = self._clock()
         self._fence.check()
-        endings = list(self._intake.endings)
+        endings = list(self._shelf.endings)
         if engine.policy_version == self._saved_version and not endings:
             return True
         state = State(
@@ -92,8 +92,8 @@ class Committer:
             policy_version=engine.policy_version,
             cursor=self._issuer.reached,
             endings=(*self._recent(), *endings),
-            ended=self._intake.ended,
-            trained=self._intake.trained,
+            ended=self._shelf.ended,
+            trained=self._shelf.trained,
             prompts=self._prompts,
         )
         try:
@@ -106,7 +106,7 @@ class Committer:
             lambda: self._streams.settle(self._fence.token, LEARNER, engine.policy_version, state.endings)
         )
         self._settled.append((self._clock(), tuple(endings)))
-        self._intake.remember(endings)
+        self._shelf.remember(endings)
         self._after_settling()
         for stream in self._streams.keys.groups():
             while self._streams.trim(stream) > 0:

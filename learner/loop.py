@@ -88,7 +88,7 @@ def run(
             continue
 
         with timers.timed("step"):
-            report = update(engine, groups, settings, intake.staleness, archive)
+            report = update(engine, groups, settings, intake.shelf.staleness, archive)
         archive.write(engine.policy_version)
         with timers.timed("publish"):
             publisher.publish(engine)
@@ -97,7 +97,7 @@ def run(
             committer.save_if_due(engine)
 
         progress = {"policy_version": engine.policy_version, "elapsed_s": round(time.monotonic() - started, 3)}
-        metrics = {**progress, **report, **intake.stats.take(), **timers.take()}
+        metrics = {**progress, **report, **intake.shelf.stats.take(), **timers.take()}
         record(metrics)
         log.info("learner.step_done", policy_version=engine.policy_version, groups=len(groups))
     archive.write(engine.policy_version)

@@ -30,6 +30,7 @@ from learner.journal import Journal
 from learner.prompts import PromptSource
 from learner.publisher import Publisher
 from learner.rebuild import rebuild
+from learner.shelf import OnEnding, Shelf
 from learner.steering import SteeredHelm
 from learner.uid_ledger import UidLedger
 
@@ -129,6 +130,7 @@ def assemble(
     stopping: Callable[[], bool],
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
+    consumed: OnEnding = lambda *_: None,
     telemetry: Telemetry = QUIET,
     **watchers: Any,
 ) -> Parts:
@@ -152,7 +154,7 @@ def assemble(
         reached=saved.state.cursor if saved else 0,
         traces=telemetry.traces,
     )
-    intake = Intake(
+    shelf = Shelf(
         streams,
         issuer,
         settings,
@@ -160,11 +162,10 @@ def assemble(
         ended=saved.state.ended if saved else UidLedger(),
         trained=saved.state.trained if saved else 0,
         lineage=taken.lineage,
-        guard=fence.check,
-        stopping=stopping,
+        consumed=consumed,
         clock=clock,
-        **watchers,
     )
+    intake = Intake(streams, issuer, shelf, settings, guard=fence.check, stopping=stopping, clock=clock, **watchers)
     publisher = Publisher(
         streams,
         WeightStore.of(settings),
@@ -176,7 +177,7 @@ def assemble(
     committer = Committer(
         streams,
         checkpoints,
-        intake,
+        shelf,
         issuer,
         fence=fence,
         every=settings.learner.checkpoint_every,

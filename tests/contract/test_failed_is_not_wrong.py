@@ -175,7 +175,7 @@ def test_what_could_not_be_verified_is_in_no_sample_no_contrast_and_no_judge_tas
     assert [group.uid for group in groups] == [uids["contrast"]]
     samples = [sample for group in groups for sample in to_samples(group, 0, "group_norm", 0.0)]
     assert [(int(sample.token_ids[0]), sample.advantage) for sample in samples] == [(0, 1.0), (1, -1.0)]
-    metrics = learner.intake.stats.take()
+    metrics = learner.intake.shelf.stats.take()
     assert metrics["reward/solve"] == pytest.approx(2 / 4)  # right, wrong, right, wrong: of what was verified
     assert metrics["verifier_errors"] == 8
 

@@ -34,6 +34,7 @@ from learner.issuer import Issuer
 from learner.prompts.records import Prompt
 from learner.prompts.source import PromptSource
 from learner.quota import Quota, oldest_first
+from learner.shelf import Shelf
 from learner.uid_ledger import UidLedger
 
 CONTRAST, ALL_RIGHT = (1.0, 0.0), (1.0, 1.0)
@@ -110,13 +111,20 @@ class World:
             returned=Consumer(self.streams, LEARNER, f"learner-e{self.epoch}", [keys.returned]),
         )
         consumer = Consumer(self.streams, LEARNER, f"learner-e{self.epoch}", [self.judge_rollouts, self.rollouts])
-        self.intake = Intake(
+        self.shelf = Shelf(
             self.streams,
             self.issuer,
             self.settings,
             consumer=consumer,
             ended=self.ended,
             lineage=self.lineage,
+            clock=lambda: self.now,
+        )
+        self.intake = Intake(
+            self.streams,
+            self.issuer,
+            self.shelf,
+            self.settings,
             guard=lambda: self.guard(),
             stopping=self._stopping,
             clock=lambda: self.now,
@@ -175,13 +183,13 @@ class World:
 
     def settle(self) -> dict[str, int]:
         """As after a durable checkpoint. Returns the ledger, without its zeros."""
-        endings = list(self.intake.endings)
+        endings = list(self.shelf.endings)
         self.streams.settle(self.run.token, LEARNER, 0, endings)
-        self.intake.remember(endings)
+        self.shelf.remember(endings)
         return {name: count for name, count in self.streams.ledger().items() if count}
 
     def outcomes(self) -> list[tuple[str, str]]:
-        return [(ending.uid, ending.outcome) for ending in self.intake.endings]
+        return [(ending.uid, ending.outcome) for ending in self.shelf.endings]
 
     @property
     def issued(self) -> int:
@@ -224,7 +232,7 @@ def test_no_batch_is_ever_staler_than_the_bound(make_world, seed, eta, updates) 
 
     def actors_work() -> None:
         nonlocal most_in_flight
-        most_in_flight = max(most_in_flight, world.issued - len(world.intake.ended))
+        most_in_flight = max(most_in_flight, world.issued - len(world.shelf.ended))
         lag = rng.randint(0, min(eta, version))
         held.extend((delivery, version - lag) for delivery in world.claim(rng.randint(1, 4)))
         rng.shuffle(held)
@@ -370,11 +378,11 @@ def test_twins_of_before_a_restart_give_their_room_back(make_world) -> None:
     first = old.take(0)
     for group in first:
         lose(old, group)
-    new = make_world(world={"epoch": 2, "ended": old.intake.ended})
+    new = make_world(world={"epoch": 2, "ended": old.shelf.ended})
     new.on_wait = lambda: new.ship_all(1)
     assert {group.uid for group in new.take(1)}.isdisjoint(group.uid for group in first)
     assert new.settle() == {"issued:policy": 4, "trained:policy": 4}
-    assert new.intake.trained == 2
+    assert new.shelf.trained == 2
 
 
 def test_what_lost_weights_sampled_is_trained_within_the_bound_and_else_issued_again(make_world) -> None:
@@ -388,7 +396,7 @@ def test_what_lost_weights_sampled_is_trained_within_the_bound_and_else_issued_a
     issued_again = [decode(Task, fields[b"m"]) for _, fields in world.streams.client.xrange(world.tasks)][9:12]
     assert [task.uid for task in issued_again] == shipped[4]  # before any new ones, in the order of the prompts
     assert {task.issued_version for task in issued_again} == {1}
-    assert [world.intake.staleness(group) for group in batches[0]] == [1] * 3 + [2] * 3
+    assert [world.shelf.staleness(group) for group in batches[0]] == [1] * 3 + [2] * 3
     assert not any(outcome == "dropped_stale" for _, outcome in world.outcomes())
 
 
@@ -780,8 +788,8 @@ def test_a_new_learner_trains_what_the_old_one_had_and_skips_what_it_trained(mak
     old.on_wait = lambda: old.ship_all(0)
     trained = {group.uid for group in old.take(0)}
     assert old.issued == 6
-    assert old.intake.ended.uids() == trained
-    new = make_world(eta=2, straggler_wait_s=0.0, world={"epoch": 2, "ended": old.intake.ended})
+    assert old.shelf.ended.uids() == trained
+    new = make_world(eta=2, straggler_wait_s=0.0, world={"epoch": 2, "ended": old.shelf.ended})
     for stream in (new.rollouts, new.judge_rollouts):
         new.streams.adopt(stream, LEARNER, "learner-e2")
     batches = [new.take(1), new.take(2)]
@@ -794,12 +802,12 @@ def test_settled_endings_are_forgotten_and_the_others_kept(make_world) -> None:
     world = make_world()
     world.on_wait = lambda: world.ship_all(0)
     world.take(0)
-    settled = list(world.intake.endings)
+    settled = list(world.shelf.endings)
     world.on_wait = lambda: world.ship_all(1)
     world.take(1)
-    world.intake.remember(settled)
-    assert len(world.intake.endings) == 2
-    assert set(settled).isdisjoint(world.intake.endings)
+    world.shelf.remember(settled)
+    assert len(world.shelf.endings) == 2
+    assert set(settled).isdisjoint(world.shelf.endings)
 
 
 # -- what must not make it wait -------------------------------------------------------------------------------
@@ -813,7 +821,7 @@ def test_a_server_without_room_is_relieved_by_acknowledging_what_has_ended(make_
     monkeypatch.setattr(world.streams, "memory_share", lambda: share[0])
 
     def relieve() -> None:
-        relieved.append(len(world.intake.endings))
+        relieved.append(len(world.shelf.endings))
         share[0] = 0.0  # what was acknowledged has been deleted
         world.on_wait = lambda: world.ship_all(0)
 
@@ -849,17 +857,17 @@ def test_no_batch_waits_for_a_task_that_died_at_its_actor(make_world) -> None:
 def test_the_same_entry_read_again_is_no_twin(make_world) -> None:
     world = make_world()
     world.on_wait = lambda: world.ship(world.claim(1), 0)
-    intake, seen = world.intake, []
-    arrive = intake._arrive
+    shelf, seen = world.shelf, []
+    arrive = shelf._arrive
 
     def twice(delivery, kind) -> None:
         arrive(delivery, kind)
         arrive(delivery, kind)
         seen.append(delivery.uid)
 
-    intake._arrive = twice
+    shelf._arrive = twice
     assert len(world.take(0)) == 2
-    assert [ending.uid for ending in intake.endings if not ending.uid] == []
+    assert [ending.uid for ending in shelf.endings if not ending.uid] == []
     assert world.settle()["trained:policy"] == 2
 
 

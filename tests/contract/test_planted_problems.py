@@ -47,6 +47,7 @@ from learner.judge_panel import JudgePanel
 from learner.prompts.records import Prompt
 from learner.prompts.source import PromptSource
 from learner.quota import Quota
+from learner.shelf import Shelf
 from learner.uid_ledger import UidLedger
 from recycler.loop import RecyclerLoop
 from recycler.reservoir import Reservoir
@@ -437,12 +438,12 @@ def waiting_intake(stage: Stage, stopping: Callable[[], bool], beat: Any) -> Int
         cursor=0,
         returned=Consumer(streams, LEARNER, "learner-e1", [keys.returned]),
     )
+    consumer = Consumer(streams, LEARNER, "learner-e1", [keys.rollouts("judge"), keys.rollouts("policy")])
     return Intake(
         streams,
         issuer,
+        Shelf(streams, issuer, settings, consumer=consumer, ended=UidLedger(), clock=stage.clock),
         settings,
-        consumer=Consumer(streams, LEARNER, "learner-e1", [keys.rollouts("judge"), keys.rollouts("policy")]),
-        ended=UidLedger(),
         guard=lambda: None,
         stopping=stopping,
         beat=beat,

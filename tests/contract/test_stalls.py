@@ -33,6 +33,7 @@ from learner.issuer import Issuer
 from learner.prompts.records import Prompt
 from learner.prompts.source import PromptSource
 from learner.quota import Quota
+from learner.shelf import Shelf
 from learner.uid_ledger import UidLedger
 from recycler.loop import RecyclerLoop
 from recycler.reservoir import Emission, Reservoir
@@ -305,12 +306,12 @@ def intake(run, clock: Clock, watchdog: Watchdog, stopping: Callable[[], bool], 
         cursor=0,
         returned=Consumer(run.streams, LEARNER, "learner-e1", [keys.returned]),
     )
+    consumer = Consumer(run.streams, LEARNER, "learner-e1", [keys.rollouts("judge"), keys.rollouts("policy")])
     return Intake(
         run.streams,
         issuer,
+        Shelf(run.streams, issuer, settings, consumer=consumer, ended=UidLedger(), clock=clock),
         settings,
-        consumer=Consumer(run.streams, LEARNER, "learner-e1", [keys.rollouts("judge"), keys.rollouts("policy")]),
-        ended=UidLedger(),
         guard=lambda: None,
         stopping=stopping,
         beat=beat,

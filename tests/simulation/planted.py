@@ -34,7 +34,7 @@ def ack_before_checkpoint() -> Iterator[None]:
     save = Committer.save
 
     def acknowledge_and_save(self: Any, engine: Any) -> bool:
-        endings, version = list(self._intake.endings), engine.policy_version
+        endings, version = list(self._shelf.endings), engine.policy_version
         if version != self._saved_version:
             self._fence.hold(lambda: self._streams.settle(self._fence.token, LEARNER, version, endings))
         return save(self, engine)

@@ -57,7 +57,7 @@ class Server:
 
 
 @dataclass
-class Intake:
+class Shelf:
     endings: list[Ending] = field(default_factory=list)
     ended: UidLedger = field(default_factory=UidLedger)
     trained: int = 0
@@ -107,14 +107,14 @@ def ending(index: int) -> Ending:
 class World:
     disk: Disk
     server: Server
-    intake: Intake
+    shelf: Shelf
     engine: Engine
     committer: Committer
     clock: Clock
 
     def step(self, *indices: int) -> None:
         self.engine.policy_version += 1
-        self.intake.endings += [ending(index) for index in indices]
+        self.shelf.endings += [ending(index) for index in indices]
         self.committer.save_if_due(self.engine)
 
 
@@ -123,12 +123,10 @@ def make_world(tmp_path):
     def make(every: int = 1, saved=None, guard=lambda: None) -> World:
         calls = []
         disk = Disk(tmp_path / "checkpoints", calls)
-        server, intake, engine = Server(disk, calls), Intake(), Engine(saved.state.policy_version if saved else 0)
+        server, shelf, engine = Server(disk, calls), Shelf(), Engine(saved.state.policy_version if saved else 0)
         clock = Clock()
-        committer = Committer(
-            server, disk, intake, Issuer(7), fence=Fence(guard), every=every, saved=saved, clock=clock
-        )
-        return World(disk, server, intake, engine, committer, clock)
+        committer = Committer(server, disk, shelf, Issuer(7), fence=Fence(guard), every=every, saved=saved, clock=clock)
+        return World(disk, server, shelf, engine, committer, clock)
 
     return make
 
@@ -137,8 +135,8 @@ def test_first_the_disk_then_the_server_then_the_trim(make_world) -> None:
     world = make_world()
     world.step(1, 2)
     assert world.server.calls == [("saved", 1), ("settled", ["1-0", "2-0"]), ("trimmed", "rollouts")]
-    assert world.intake.remembered == [["1-0", "2-0"]]
-    assert world.intake.endings == []
+    assert world.shelf.remembered == [["1-0", "2-0"]]
+    assert world.shelf.endings == []
 
 
 def test_a_checkpoint_repeats_what_was_settled_a_moment_ago_and_nothing_older(make_world) -> None:
@@ -172,7 +170,7 @@ def test_a_full_disk_settles_nothing_and_the_next_save_settles_all(make_world) -
     world.disk.full = False
     world.step(4)
     assert world.server.acked == {"1-0", "2-0", "3-0", "4-0"}
-    assert world.intake.endings == []
+    assert world.shelf.endings == []
 
 
 def test_the_last_save_waits_for_a_full_disk(make_world) -> None:
@@ -213,7 +211,7 @@ def test_the_end_of_a_run_saves_only_what_is_new(make_world) -> None:
     calls = list(world.server.calls)
     world.committer.save(world.engine)
     assert world.server.calls == calls
-    world.intake.endings.append(ending(9))  # filtered after the last step
+    world.shelf.endings.append(ending(9))  # filtered after the last step
     world.committer.save(world.engine)
     assert "9-0" in world.server.acked
 
@@ -231,8 +229,8 @@ def test_a_fenced_learner_saves_and_settles_nothing(make_world) -> None:
 
 def test_a_state_holds_the_cursor_and_every_ended_uid(make_world) -> None:
     world = make_world()
-    world.intake.ended.add("ab" * 16, "filtered", "policy")
-    world.intake.trained = 3
+    world.shelf.ended.add("ab" * 16, "filtered", "policy")
+    world.shelf.trained = 3
     world.step(1)
     found = world.disk.newest().state
     assert (found.cursor, found.trained, found.policy_version) == (7, 3, 1)

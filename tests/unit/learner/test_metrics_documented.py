@@ -54,7 +54,8 @@ class Intake:
     """Two batches of every kind of group; the rest of the real one needs a server."""
 
     def __init__(self, batches: list[list[RolloutGroup]], settings: Settings) -> None:
-        self.stats = GroupStats(settings.metrics)
+        stats, staleness = GroupStats(settings.metrics), lambda group: 1 - group.oldest_version
+        self.shelf = SimpleNamespace(stats=stats, staleness=staleness)
         self.helm = Helm(settings)
         self.helm.steering = Steering(mode="paused")  # for the first batch
         self._batches = batches
@@ -64,14 +65,11 @@ class Intake:
             return None
         batch, self.helm.steering = self._batches.pop(0), Steering()
         for group in batch:
-            self.stats.arrived(group, 3)
-            self.stats.trained(group, 0, 3)
+            self.shelf.stats.arrived(group, 3)
+            self.shelf.stats.trained(group, 0, 3)
             for outcome in ("trained", "filtered", "dropped_stale"):
-                self.stats.ended(outcome, group.task.kind)
+                self.shelf.stats.ended(outcome, group.task.kind)
         return batch
-
-    def staleness(self, group: RolloutGroup) -> int:
-        return 1 - group.oldest_version
 
     def stopping(self) -> bool:
         return False
@@ -133,7 +131,7 @@ def trained(make_group, tiny_model: Path, tmp_path_factory: pytest.TempPathFacto
     )
     others: Any = idle
     with MetricsFile(folder / "metrics.jsonl", 0) as file, open_sinks(settings, 0) as sinks:
-        alarms = JudgeAlarms(intake.stats.judge, settings.metrics)
+        alarms = JudgeAlarms(intake.shelf.stats.judge, settings.metrics)
         record = recorder(file, sinks, Watchdog(), others, alarms, others)
         run(TorchEngine(settings), intake, others, others, settings, record)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
