@@ -20,7 +20,7 @@ from common.messages import Kind, Outcome
 from common.streams import Delivery, Product, Streams
 from learner.commit import Committer
 from learner.fence import Fence
-from learner.intake import Intake
+from learner.shelf import Shelf
 from learner.uid_ledger import UidLedger
 
 
@@ -77,7 +77,7 @@ def xadd_then_xack() -> Iterator[None]:
 @contextmanager
 def id_only_ledger() -> Iterator[None]:
     """What was trained is known by the ids of stream entries; a uid that comes under another id is new."""
-    arrive, end_of, end = Intake._arrive, UidLedger.end_of, Intake._end
+    arrive, end_of, end = Shelf._arrive, UidLedger.end_of, Shelf._end
     ids: dict[str, set[str]] = {}
     arriving: list[str] = [""]
 
@@ -93,8 +93,8 @@ def id_only_ledger() -> Iterator[None]:
         end(self, delivery, kind, outcome)
 
     with (
-        mock.patch.object(Intake, "_arrive", by_id),
-        mock.patch.object(Intake, "_end", remembered),
+        mock.patch.object(Shelf, "_arrive", by_id),
+        mock.patch.object(Shelf, "_end", remembered),
         mock.patch.object(UidLedger, "end_of", known),
     ):
         yield
