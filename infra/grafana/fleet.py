@@ -125,8 +125,8 @@ SERVER: Final = Row(
               about="What the server uses. A saw is normal: a checkpoint acknowledges, and what is acknowledged is "
               "deleted. A steady rise: checkpoints fail, or other data is on this server.",
               queries=[(f"max(spark_server_memory_bytes{{{RUN}}})", "in use")]),
-        each("Commands, 95th percentile", "Time of a command to the server. Above some ten ms: a busy server, or a "
-             "slow network between it and this member.", "s",
+        each("Commands, 95th percentile", "Time of a command to the server; looks for news are not in it. Above some "
+             "ten ms: a busy server, or a slow network between it and this member.", "s",
              "histogram_quantile(0.95, sum by (le, spark_member) "
              f"(rate(db_client_operation_duration_seconds_bucket{{{WHERE}}}[5m])))"),
         each("Errors of the server's client", "Failed commands per second. While the server restarts they are "
