@@ -161,6 +161,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=4)
     arguments = parser.parse_args()
+    if arguments.steps <= WARM_UP or len(os.sched_getaffinity(0)) < 2:
+        parser.error(f"needs more than {WARM_UP} steps, of which it leaves out the first {WARM_UP}, and two cores")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     rates: dict[str, list[float]] = {"off": [], "full": []}
     with tempfile.TemporaryDirectory() as name, watched() as everything:

@@ -234,7 +234,7 @@ class Shelf:
         """Synchronous: position of the last policy group that is ready. What came back goes before it."""
         if self._settings.staleness.max_staleness:
             return 0
-        return max((group.task.position for _, group in self._ready["policy"].values()), default=0)
+        return max((group.task.position for group in self.ready("policy")), default=0)
 
     def first_out(self) -> float:
         """Synchronous training goes by the order of the prompts: position of the first that came back and is still out.
@@ -249,7 +249,7 @@ class Shelf:
     def early(self) -> int:
         """Policy groups that are ready, but whose turn has not come."""
         first_out = self.first_out()
-        return sum(group.task.position > first_out for _, group in self._ready["policy"].values())
+        return sum(group.task.position > first_out for group in self.ready("policy"))
 
 
 def _checked(group: RolloutGroup, delivery: Delivery, kind: Kind) -> RolloutGroup:
