@@ -11,7 +11,7 @@ from common.telemetry.metric import Metric, SpanName
 
 Said = Callable[[], Mapping[str, Any]]
 """The newest heartbeat of this process."""
-Attribute = str | int | float | Sequence[str]
+Attribute = str | int | float
 Reading = tuple[str, Mapping[str, str], float]
 """Name of a metric, its labels, its value."""
 

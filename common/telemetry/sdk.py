@@ -16,11 +16,10 @@ from wsgiref.simple_server import WSGIServer
 import structlog
 from opentelemetry import metrics
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.view import View
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import CollectorRegistry, start_http_server
 from redis.observability import OTelConfig, get_observability_instance
 from redis.observability.config import MetricGroup
@@ -32,6 +31,7 @@ from common.telemetry.names import MEMBER, ROLE, RUN, SCOPE
 from common.telemetry.quiet import Telemetry
 from common.telemetry.reader import ScrapedReader
 from common.telemetry.sdk_log import sdk_log
+from common.telemetry.sender import SpanSender
 from common.telemetry.traces import Traces
 
 log = structlog.get_logger()
@@ -39,9 +39,13 @@ log = structlog.get_logger()
 EXPORT_S: Final = 5.0
 """An export that takes longer is given up; its spans are lost, its metrics come with the next."""
 STOP_S: Final = 3.0
-SPANS_WAITING: Final = 8192
-REDIS_GROUPS: Final = [MetricGroup.RESILIENCY, MetricGroup.COMMAND, MetricGroup.STREAMING]
-"""Not those of the connection pool: they count four times per command, and so cost more than the command does."""
+REDIS_GROUPS: Final = [MetricGroup.RESILIENCY, MetricGroup.COMMAND]
+"""Not those of the connection pool, which count four times per command, nor those of streams, which count every entry
+that is read: they cost more than the command does. How long entries wait is told by ``spark.stream`` and the traces."""
+REDIS_COMMANDS: Final = View(
+    instrument_name="db.client.operation.duration", attribute_keys={"db.operation.name", "error.type"}
+)
+"""Without what is the same for all commands of a process: the library and its version, the server's address."""
 LOOKS: Final = ["XREADGROUP", "XREAD", "XREVRANGE", "HGETALL"]
 """Not timed: a process looks for news all the time, or waits for them, and would hide how long its writes take."""
 
@@ -63,7 +67,7 @@ class Running:
         self._log = sdk_log()
         self._closing: list[Callable[[], object]] = []
         address, reader = self._reader(wanted, role, member)
-        provider = MeterProvider([reader] if reader else [], resource, shutdown_on_exit=False)
+        provider = MeterProvider([reader] if reader else [], resource, shutdown_on_exit=False, views=[REDIS_COMMANDS])
         self._closing.append(lambda: provider.shutdown(STOP_S * 1000))
         metrics.set_meter_provider(provider)  # redis-py asks for it
         get_observability_instance().init(OTelConfig(metric_groups=REDIS_GROUPS, exclude_commands=LOOKS))
@@ -76,11 +80,10 @@ class Running:
     def _traces(self, wanted: Wanted, resource: Resource) -> quiet.Traces:
         if not wanted.endpoint:
             return quiet.Traces()
-        exporter = OTLPSpanExporter(endpoint=_url(wanted.endpoint, "traces"), timeout=EXPORT_S)
-        every_ms = min(wanted.interval_s, EXPORT_S) * 1000
-        processor = BatchSpanProcessor(exporter, SPANS_WAITING, every_ms)
-        self._closing.append(processor.shutdown)
-        return Traces(processor, resource, wanted.sample_share)
+        url, every_s = _url(wanted.endpoint, "traces"), min(wanted.interval_s, EXPORT_S)
+        sender = SpanSender(url, resource, every_s=every_s, timeout_s=EXPORT_S)
+        self._closing.append(sender.close)
+        return Traces(sender.send, wanted.sample_share)
 
     def _reader(self, wanted: Wanted, role: str, member: str) -> tuple[str, MetricReader | None]:
         """The address that Prometheus scrapes, empty for none; and the one reader of all metrics."""

@@ -55,10 +55,10 @@ def test_a_run_that_asks_for_it_is_told_how_to_install_it() -> None:
 
 
 def test_a_process_without_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.export", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.metrics.export", None)
     monkeypatch.delitem(sys.modules, "common.telemetry.sdk")
     with (
-        pytest.raises(SettingsError, match=r"opentelemetry\.sdk\.trace\.export.*pip install .*\[telemetry\]"),
+        pytest.raises(SettingsError, match=r"opentelemetry\.sdk\.metrics\.export.*pip install .*\[telemetry\]"),
         started(ON, role="actor", member="actor-0"),
     ):
         pass

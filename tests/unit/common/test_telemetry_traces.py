@@ -5,25 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from collector import collecting
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from common.codec import encode
 from common.messages import ChatMessage, Sampling, Task, uid_of
 from common.telemetry.quiet import QUIET
+from common.telemetry.sender import SpanSender
 from common.telemetry.span_names import GENERATE, STEP
-from common.telemetry.traces import HashedOnce, Traces
+from common.telemetry.traces import Span, Traces
 
 
 class Rig:
     def __init__(self, share: float = 1.0) -> None:
-        self.exporter = InMemorySpanExporter()
-        self.traces = Traces(SimpleSpanProcessor(self.exporter), Resource({"host.name": "here"}), share)
-
-    def told(self) -> list[ReadableSpan]:
-        return list(self.exporter.get_finished_spans())
+        self.told: list[Span] = []
+        self.traces = Traces(self.told.append, share)
 
 
 def task(uid: str = uid_of("test", 1)) -> Task:
@@ -38,8 +34,8 @@ def task(uid: str = uid_of("test", 1)) -> Task:
     )
 
 
-def trace_of(span: ReadableSpan) -> str:
-    return f"{span.context.trace_id:032x}"
+def trace_of(span: Span) -> str:
+    return span.context.trace_id.hex()
 
 
 def test_the_trace_id_of_a_task_is_its_uid() -> None:
@@ -47,11 +43,18 @@ def test_the_trace_id_of_a_task_is_its_uid() -> None:
     issue = rig.traces.issue([task()], policy_version=3)
     assert issue.tasks[0].trace.startswith(f"00-{task().uid}-")
     assert replace(issue.tasks[0], trace="") == task()
-    assert rig.told() == []  # not before it is on its stream
+    assert rig.told == []  # not before it is on its stream
     issue.told()
-    [span] = rig.told()
+    [span] = rig.told
     assert trace_of(span) == task().uid
-    assert span.attributes["spark.policy_version"] == 3
+    assert span.attributes == {
+        "spark.uid": task().uid,
+        "spark.objective": "solve",
+        "spark.policy_version": 3,
+        "spark.attempt": 0,
+        "spark.position": -1,
+        "spark.template": "",
+    }
 
 
 def test_a_uid_that_is_no_hash_gets_a_trace_all_the_same() -> None:
@@ -66,9 +69,9 @@ def test_what_is_issued_again_stays_in_its_trace() -> None:
     again = rig.traces.issue([replace(first.tasks[0], attempt=1)], 1)
     first.told()
     again.told()
-    one, two = rig.told()
+    one, two = rig.told
     assert trace_of(two) == trace_of(one)
-    assert two.parent.span_id == one.context.span_id
+    assert two.parent == one.context
     assert again.tasks[0].trace != first.tasks[0].trace
 
 
@@ -78,18 +81,18 @@ def test_spans_descend_from_the_message_and_links_cross_traces() -> None:
     judge = rig.traces.issue([task(uid_of("judge"))], 0, source=source.trace)
     judge.told()
     rig.traces.span(GENERATE, {"spark.uid": "x"}, start_s=10.0, end_s=12.5, parent=judge.tasks[0].trace)
-    issued, generated = rig.told()
-    assert [f"{link.context.trace_id:032x}" for link in issued.links] == [task().uid]
+    issued, generated = rig.told
+    assert [link.trace_id.hex() for link in issued.links] == [task().uid]
     assert trace_of(generated) == trace_of(issued) == uid_of("judge")
-    assert generated.parent.span_id == issued.context.span_id
-    assert (generated.start_time, generated.end_time) == (10_000_000_000, 12_500_000_000)
+    assert generated.parent == issued.context
+    assert (generated.start_ns, generated.end_ns) == (10_000_000_000, 12_500_000_000)
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "\x00", "00-1-2-3"])
 def test_what_is_no_context_begins_a_trace_and_is_no_link(text: str) -> None:
     rig = Rig()
     rig.traces.span(GENERATE, {}, start_s=0.0, end_s=1.0, parent=text, links=[text])
-    [span] = rig.told()
+    [span] = rig.told
     assert span.parent is None
     assert len(span.links) == 0
 
@@ -102,15 +105,15 @@ def test_a_share_of_the_tasks_is_traced_whole_or_not_at_all_and_every_step() -> 
             issue = rig.traces.issue([task(uid)], 0)
             issue.told()
             rig.traces.span(GENERATE, {}, start_s=0.0, end_s=1.0, parent=issue.tasks[0].trace)
-    spans = rig.told()
+    spans = rig.told
     traced = {trace_of(span) for span in spans}
     assert 60 < len(traced) < 140
     assert len(spans) == 4 * len(traced)
     unsampled = rig.traces.issue([task(next(uid for uid in uids if uid not in traced))], 0).tasks[0].trace
     assert int(unsampled[-2:], 16) & 1 == 0
     rig.traces.span(STEP, {}, start_s=0.0, end_s=1.0, links=[unsampled])
-    assert rig.told()[-1].name == STEP.name
-    assert len(rig.told()[-1].links) == 0  # it would lead nowhere
+    assert rig.told[-1].name == STEP.name
+    assert len(rig.told[-1].links) == 0  # it would lead nowhere
 
 
 def test_every_step_is_told_even_if_no_task_is() -> None:
@@ -118,20 +121,22 @@ def test_every_step_is_told_even_if_no_task_is() -> None:
     rig.traces.issue([task(uid_of("none", index)) for index in range(20)], 0).told()
     for _ in range(20):
         rig.traces.span(STEP, {}, start_s=0.0, end_s=1.0)
-    assert [span.name for span in rig.told()] == [STEP.name] * 20
+    assert [span.name for span in rig.told] == [STEP.name] * 20
 
 
-def test_spans_are_of_one_process() -> None:
-    rig = Rig()
-    for _ in range(2):
-        rig.traces.span(STEP, {}, start_s=0.0, end_s=1.0)
-    one, two = rig.told()
-    assert one.resource.attributes["host.name"] == "here"
-    assert one.resource == two.resource == Resource({"host.name": "here"})
-    assert hash(one.resource) == hash(Resource({"host.name": "here"}))
-    assert one.resource != HashedOnce(Resource({"host.name": "there"}))
-    assert one.context.trace_id != two.context.trace_id
-    assert one.context.span_id != two.context.span_id
+def test_spans_are_sent_as_of_one_process() -> None:
+    about = {"host.name": "here", "process.pid": 7}
+    with collecting() as collector:
+        sender = SpanSender(f"{collector.url}/v1/traces", Resource(about), every_s=60.0, timeout_s=5.0)
+        traces = Traces(sender.send)
+        for value in ("text", 3, 0.5):
+            traces.span(STEP, {"spark.uid": value}, start_s=1.0, end_s=2.5)
+        sender.close()
+        spans = collector.spans
+    assert [span.resource for span in spans] == [about] * 3
+    assert [span.attributes["spark.uid"] for span in spans] == ["text", 3, 0.5]
+    assert len({span.trace for span in spans}) == len({span.id for span in spans}) == 3
+    assert {span.span.end_time_unix_nano - span.span.start_time_unix_nano for span in spans} == {1_500_000_000}
 
 
 def test_off_no_message_differs_by_a_byte() -> None:
