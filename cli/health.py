@@ -9,11 +9,12 @@ from typing import Final
 from cli.causes.actors import actors
 from cli.causes.finding import Finding, names
 from cli.causes.learner import learner, recycler
-from cli.causes.members import members
+from cli.causes.members import gone, members
 from cli.causes.places import ledger, places
 from cli.causes.work import work
 from cli.plain import plain
 from cli.snapshot import Snapshot
+from common.heartbeat import TTL_S
 
 RULES: Final[tuple[Callable[[Snapshot], Iterator[Finding]], ...]] = (
     places,
@@ -73,7 +74,7 @@ def _over(s: Snapshot) -> Finding | None:
         return _note("finished", finished, "the report is report.html in its folder")
     if s.folder.ending == "drained":
         return _note("drained", f"the run was drained {reached}", "`spark up RUN/config.toml` goes on from there")
-    if s.folder.ending == "stopped":
+    if s.folder.ending == "stopped" or (s.members and not any(gone(s, role) for role in TTL_S)):
         return _note("stopped", f"the run was stopped {reached}", "`spark up RUN/config.toml` goes on from there")
     if not s.members:
         return _note("not_started", "nothing of the run has come up yet", "logs/ in its folder says how far it is")

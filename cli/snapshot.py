@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from cli.folder_facts import FolderFacts, read_folder
 from cli.report.history import MetricsReader, Row, without_repeats
@@ -13,7 +13,7 @@ from cli.rundir import RunDirectory
 from common.errors import InvalidMessage
 from common.live import with_values
 from common.observer import Announced, Dead, Lease, Observer, Queue, ServerState
-from common.records import STEERING, Ledger
+from common.records import STEERING, Beat, Ledger, lives
 from common.settings import Settings
 from common.steering import Steering
 from common.streams import Streams
@@ -21,8 +21,6 @@ from common.streams import Streams
 RECENT: Final = 20
 """Last batches whose metrics are kept."""
 GIVE_UP_S: Final = 5.0
-
-Beat = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +36,7 @@ class Snapshot:
     ledger: Ledger
     progress: Mapping[str, str]
     members: Mapping[str, Beat | None]
-    """Every member ever seen, with its last heartbeat; None when it no longer lives."""
+    """Every member ever seen, with its last heartbeat or its farewell; None for one that fell silent."""
     heard_s: Mapping[str, float]
     """Seconds since that heartbeat."""
     queues: tuple[Queue, ...]
@@ -51,12 +49,12 @@ class Snapshot:
 
     def living(self, role: str) -> dict[str, Beat]:
         """Members of a role that live, by name."""
-        return {name: beat for name, beat in self.members.items() if beat and beat.get("role") == role and _lives(beat)}
+        return {name: beat for name, beat in self.members.items() if lives(beat) and beat.get("role") == role}
 
     @property
     def running(self) -> list[str]:
         """Members of every role that live."""
-        return [name for name, beat in self.members.items() if _lives(beat)]
+        return [name for name, beat in self.members.items() if lives(beat)]
 
     def queue(self, stream: str, group: str) -> Queue | None:
         return next((queue for queue in self.queues if (queue.stream, queue.group) == (stream, group)), None)
@@ -81,11 +79,6 @@ def steering_of(progress: Mapping[str, str]) -> Steering:
         return Steering.from_json(progress[STEERING]) if STEERING in progress else Steering()
     except InvalidMessage:
         return Steering()
-
-
-def _lives(beat: Beat | None) -> bool:
-    """It was heard of, and did not say farewell a moment ago."""
-    return beat is not None and beat.get("state") != "stopped"
 
 
 class Looker:

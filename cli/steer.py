@@ -17,6 +17,7 @@ from cli.status import streams_of
 from common.codec import decode
 from common.errors import InvalidMessage, SettingsError
 from common.live import LIVE, decide, steered, value_of
+from common.records import lives
 from common.settings import Settings
 from common.settings_sources import load_settings, overridden_keys
 from common.steering import Action, Answer, Command, Steering, Value, fold, moment, unheard
@@ -110,8 +111,7 @@ def who() -> str:
 
 def _listens(streams: Streams) -> bool:
     """A learner lives, as far as the server knows."""
-    beat = streams.members().get("learner")
-    return beat is not None and beat.get("state") != "stopped"
+    return lives(streams.members().get("learner"))
 
 
 def _await(answer: Callable[[], Answer | None], wait_s: float) -> Answer | None:

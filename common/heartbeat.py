@@ -10,7 +10,7 @@ from typing import Any, Final
 import redis
 
 from common.errors import InvalidMessage
-from common.records import STEERING
+from common.records import STEERING, STOPPED
 from common.steering import Steering
 from common.streams import Streams
 from common.watchdog import Stall, Watchdog
@@ -64,8 +64,9 @@ class Heartbeat:
         self._streams.heartbeat(self._member, self._with(stall, sign), ttl_s=TTL_S[self._role])
 
     def stop(self) -> None:
+        """Say farewell. A process that fails does not: it falls silent."""
         self._stopped = True
-        self._streams.heartbeat(self._member, {"role": self._role, "state": "stopped"}, ttl_s=1.0)
+        self._streams.heartbeat(self._member, {"role": self._role, "state": STOPPED}, ttl_s=0.0)
 
     # -- for the watchdog -----------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeGuard, TypeVar
 
 import redis
 
@@ -21,9 +21,18 @@ CALL_ENTRIES: Final = 200
 """Entries per function call; Lua's unpack and the server's other clients both want it bounded."""
 STEERING: Final = "steering"
 """Field of the progress hash: what users have told the run, as the learner obeys it."""
+STOPPED: Final = "stopped"
+"""State of a member that said farewell."""
 LETTER_FIELDS: Final = ("stream", "group", "uid", "kind", "reason")
 
 T = TypeVar("T")
+Beat = Mapping[str, Any]
+"""What a member says of itself."""
+
+
+def lives(beat: Beat | None) -> TypeGuard[Beat]:
+    """Of a member's newest heartbeat: neither did it fall silent, nor say farewell."""
+    return beat is not None and beat.get("state") != STOPPED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +128,15 @@ class Records(Calls):
             raise Fenced("another learner holds the fence of this run; this one obeys nobody any more")
 
     def heartbeat(self, member: str, fields: Mapping[str, Any], ttl_s: float) -> None:
-        """Say that ``member`` lives. The server's expiry decides who is alive; clocks of hosts do not."""
+        """Say that ``member`` lives. The server's expiry decides who is alive; clocks of hosts do not.
+
+        A farewell (``STOPPED``) has a ``ttl_s`` of 0: it stays, so that who ended can be told from who fell silent.
+        """
         beat = [member, json.dumps(dict(fields)), int(ttl_s * 1000)]
         self._call("spark_heartbeat", [self.keys.members, self.keys.heartbeat(member)], beat)
 
     def members(self) -> dict[str, dict[str, Any] | None]:
-        """Every member ever seen -> its last heartbeat, or None when it no longer lives."""
+        """Every member ever seen -> its last heartbeat or its farewell; None for one that fell silent."""
         answer: Any = self._retry(lambda: self.client.smembers(self.keys.members))
         names = sorted(name.decode() for name in answer)
         if not names:
@@ -133,7 +145,7 @@ class Records(Calls):
         return {name: json.loads(beat) if beat else None for name, beat in zip(names, beats, strict=True)}
 
     def lives(self, member: str) -> bool:
-        """Whether its newest heartbeat has not expired; for a check that every role's rights allow."""
+        """Whether its newest heartbeat is still to expire; for a check that every role's rights allow."""
         left_ms: Any = self._retry(lambda: self.client.pttl(self.keys.heartbeat(member)))
         return bool(left_ms > 0)
 

@@ -387,9 +387,10 @@ local function steered(keys, args)
   return redis.call('HSET', keys[2], 'steering', args[2], 'steered', args[3])
 end
 
--- keys: members, heartbeat of the member    args: member, what it says, ms to live
+-- keys: members, heartbeat of the member    args: member, what it says, ms to live; 0 of a farewell, which stays
 local function heartbeat(keys, args)
   redis.call('SADD', keys[1], args[1])
+  if tonumber(args[3]) == 0 then return redis.call('SET', keys[2], args[2]) end
   return redis.call('SET', keys[2], args[2], 'PX', args[3])
 end
 

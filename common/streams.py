@@ -17,7 +17,7 @@ from common.codec import encode
 from common.errors import Fenced, WipedServer
 from common.keys import ACTORS, RECYCLER
 from common.messages import Kind, Outcome, Task, WeightManifest
-from common.records import CALL_ENTRIES, Records, chunks
+from common.records import CALL_ENTRIES, Records, chunks, lives
 from common.server import Client, is_full
 from common.steering import Command
 
@@ -356,7 +356,7 @@ class Streams(Records):
         begun = int(self._call("spark_mend_leases", [self.keys.clock, *tasks], [ACTORS, CLOCK_TOLERANCE_MS]))
         if begun < 0:
             return 0
-        if members := [self.keys.heartbeat(member) for member in self.members()]:
+        if members := [self.keys.heartbeat(member) for member, beat in self.members().items() if lives(beat)]:
             self._retry(lambda: self.client.delete(*members))  # who lives says so again within seconds
         return begun
 

@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 
 from common.messages import JUDGE_OBJECTIVES, Objective, RolloutGroup
+from common.records import lives
 from common.settings import Settings
 from common.streams import Streams, position
 from common.watchdog import Stage, Watchdog
@@ -158,7 +159,7 @@ class Intake:
             return 0
         told = self._streams.progress().get("recycled_grant") == str(self._admission.granted)
         left = self._admission.in_flight("judge", self._streams.ledger())  # read after the recycler's word
-        if left == 0 and not told and self._streams.members().get("recycler") is not None:
+        if left == 0 and not told and lives(self._streams.members().get("recycler")):
             return 1
         return min(left, most)
 

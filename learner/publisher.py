@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
@@ -12,6 +12,7 @@ from common.codec import encode
 from common.errors import WeightsError
 from common.lineage import ONE_LINE, Lineage
 from common.messages import WeightManifest
+from common.records import Beat, lives
 from common.streams import Streams
 from common.weights import WeightStore
 from learner.engine import Engine
@@ -124,6 +125,6 @@ class Publisher:
         self._published = [version for version in self._published if version >= oldest]
         self._store.remove_older_than(oldest, self._epoch)
 
-    def _actors(self) -> list[dict[str, Any]]:
+    def _actors(self) -> list[Beat]:
         """Last heartbeats of the living actors."""
-        return [beat for beat in self._streams.members().values() if beat and beat.get("role") == "actor"]
+        return [beat for beat in self._streams.members().values() if lives(beat) and beat.get("role") == "actor"]

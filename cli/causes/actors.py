@@ -8,7 +8,8 @@ from typing import Final
 from cli.causes.finding import Finding, names, several, span
 from cli.causes.members import died, gone, not_running
 from cli.plain import plain
-from cli.snapshot import Beat, Snapshot
+from cli.snapshot import Snapshot
+from common.records import Beat
 
 BEHIND_S: Final = 10.0
 """Newer weights may be on offer for so long before an actor that does not take them counts as stale."""

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from cli.causes.finding import Finding, several, span
-from cli.causes.members import died, gone, not_running
+from cli.causes.members import died, ended, gone, not_running
 from cli.progress import waiting_share
-from cli.snapshot import Beat, Snapshot
+from cli.snapshot import Snapshot
 from cli.status import is_stalled
+from common.records import Beat
 
 STARVED_SHARE: Final = 0.5
 STARVED_S: Final = 30.0
@@ -31,6 +32,14 @@ def learner(s: Snapshot) -> Iterator[Finding]:
             f"{died(s, ['learner'])}",
             do="`spark up` starts it again once its process has ended; without it: spark learner RUN/config.toml; it "
             "goes on from its newest checkpoint",
+        )
+    elif not s.held and ended(s, "learner"):
+        yield Finding(
+            severity="warning",
+            code="no_learner",
+            subject="learner",
+            cause="the learner has ended: it was stopped, or its prompts are used up; nothing is issued or trained",
+            do="spark learner RUN/config.toml goes on from its newest checkpoint; logs/learner.log says why it ended",
         )
     elif "learner" not in s.members:
         yield Finding(
@@ -121,6 +130,14 @@ def recycler(s: Snapshot) -> Iterator[Finding]:
             cause=f"{not_running(['recycler'], 'recycler')}; no judge tasks are made, {several(waiting, 'group')} wait "
             f"for it{died(s, ['recycler'])}",
             do="`spark up` starts it again once its process has ended; without it: spark recycler RUN/config.toml",
+        )
+    if not s.held and ended(s, "recycler") and s.living("learner"):
+        yield Finding(
+            severity="warning",
+            code="no_recycler",
+            subject="recycler",
+            cause=f"the recycler was stopped; no judge tasks are made, {several(waiting, 'group')} wait for it",
+            do="spark recycler RUN/config.toml",
         )
     for beat in s.living("recycler").values():
         late = queue.oldest_undelivered_s if queue and queue.oldest_undelivered_s else 0.0

@@ -12,6 +12,7 @@ from cli.services import services
 from cli.snapshot import Snapshot
 from cli.status import is_stalled
 from common.heartbeat import TTL_S
+from common.records import lives
 
 OFTEN: Final = 3
 """Deaths in an hour that are more than an accident."""
@@ -35,13 +36,19 @@ def expected(s: Snapshot) -> dict[str, str]:
 
 
 def gone(s: Snapshot, role: str) -> list[str]:
-    """Members of a role that ran and do not any more, as far as somebody misses them.
+    """Members of a role that fell silent, as far as somebody misses them. Who said farewell is not missed.
 
     One that was started by hand under a name of its own may have been taken away on purpose: then it holds nothing.
     """
     mine, held = expected(s), {lease.owner for lease in s.leases}
     roles = {name: mine.get(name, "actor") for name, beat in s.members.items() if beat is None}
     return [name for name, its in roles.items() if its == role and (name in mine or name in held)]
+
+
+def ended(s: Snapshot, member: str) -> bool:
+    """It said farewell, and nobody has started it again."""
+    beat = s.members.get(member)
+    return beat is not None and not lives(beat)
 
 
 def not_running(who: Collection[str], role: str) -> str:

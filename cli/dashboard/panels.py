@@ -14,10 +14,11 @@ from cli.dashboard.rates import Pace, Rates, staleness_shares
 from cli.plain import plain
 from cli.progress import waiting_share
 from cli.report.history import Row
-from cli.snapshot import Beat, Snapshot
+from cli.snapshot import Snapshot
 from cli.status import is_stalled
 from common.messages import OUTCOMES
 from common.observer import Queue
+from common.records import Beat
 
 BAR: Final = 24
 """Characters of the longest bar."""
@@ -108,9 +109,9 @@ def members(s: Snapshot, rates: Rates, most: int) -> Table:
 
 
 def _actors(s: Snapshot) -> list[str]:
-    """Those that live, and those of this run that do not."""
+    """Those that live, and those of this run that should."""
     named = {name for name, role in expected(s).items() if role == "actor"}
-    return [name for name in s.members if name in s.living("actor") or (name in named and s.members[name] is None)]
+    return [name for name in s.members if name in s.living("actor") or name in named]
 
 
 def in_trouble(beat: Beat | None) -> bool:

@@ -15,6 +15,7 @@ import structlog
 
 from common.errors import ServerError
 from common.observer import Observer, Queue, ServerState
+from common.records import lives
 from common.streams import Streams
 from common.telemetry.quiet import Reading
 
@@ -63,7 +64,7 @@ class Queues:
         ledger = self._observer.ledger()
         yield from _ledger(ledger)
         yield "spark.dead_letters", {}, float(self._observer.dead(sum_of(ledger, "dead")).count)
-        alive = [beat is not None for beat in self._observer.members().values()]
+        alive = [lives(beat) for beat in self._observer.members().values()]
         yield "spark.members", {"alive": "true"}, float(alive.count(True))
         yield "spark.members", {"alive": "false"}, float(alive.count(False))
 

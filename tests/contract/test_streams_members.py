@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from common.codec import decode
+from common.heartbeat import Heartbeat
 from common.messages import WeightFile, WeightManifest
+from common.records import STOPPED, lives
 from common.streams import WEIGHTS_REMEMBERED
 
 
@@ -17,6 +19,20 @@ def test_a_member_lives_as_long_as_its_heartbeat_by_the_servers_clock(streams, w
     streams.heartbeat("actor-2", {"policy_version": 4}, ttl_s=0.02)
     wait_until(lambda: streams.members()["actor-2"] is None)
     assert streams.members() == {"actor-1": {"policy_version": 3}, "actor-2": None}
+
+
+def test_a_farewell_stays_until_the_next_sign_of_life(streams) -> None:
+    heartbeat = Heartbeat(streams, "actor-1", "actor")
+    heartbeat.stop()
+    beat = streams.members()["actor-1"]
+    assert beat == {"role": "actor", "state": STOPPED}
+    assert not lives(beat)
+    assert not streams.lives("actor-1")
+    assert heartbeat.last_sign("actor-1") == "actor-1 is not running"
+    assert streams.client.pttl(streams.keys.heartbeat("actor-1")) == -1
+    streams.heartbeat("actor-1", {"role": "actor", "state": "generating"}, ttl_s=60)
+    assert lives(streams.members()["actor-1"])
+    assert streams.lives("actor-1")
 
 
 def test_the_last_heartbeat_counts(streams) -> None:

@@ -88,6 +88,21 @@ def test_a_dead_learner() -> None:
     assert codes(replace(HEALTHY, members=members)) == {"no_learner": "warning"}
 
 
+FAREWELL = {"state": "stopped"}
+
+
+def test_who_said_farewell_is_not_missed() -> None:
+    assert codes(with_members(actor_1={"role": "actor", **FAREWELL})) == {}
+    alone = with_members(learner={"role": "learner", **FAREWELL})
+    assert codes(alone) == {"no_learner": "warning"}
+    assert "it was stopped, or its prompts are used up" in diagnose(alone)[0].cause
+    assert codes(with_members(recycler={"role": "recycler", **FAREWELL})) == {"no_recycler": "warning"}
+    ended = replace(HEALTHY, members={name: {"role": name[:5], **FAREWELL} for name in HEALTHY.members})
+    assert codes(ended) == {"stopped": "note"}  # not by `spark up`, whose ending the folder would tell
+    assert codes(replace(ended, members={**ended.members, "actor-1": None})) == {"down": "problem"}
+    assert codes(replace(ended, members={**ended.members, "passer-by": None})) == {"stopped": "note"}
+
+
 def test_a_learner_that_nobody_has_heard_of_is_told_before_its_sign_of_life_ends() -> None:
     assert codes(replace(HEALTHY, heard_s={"learner": 149.0})) == {}
     assert codes(replace(HEALTHY, heard_s={"learner": 151.0})) == {"silent_learner": "warning"}
