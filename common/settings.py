@@ -92,6 +92,10 @@ class Prompts(Section):
     """`FILE.jsonl`, `dataset:NAME_OR_DIR[:SPLIT]`, `reasoning-gym:TASK`, or `python:MODULE:FUNCTION`."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Parameters of a reasoning-gym task or keyword arguments of a Python function."""
+    columns: dict[Literal["prompt", "messages", "answer", "verifier", "verifier_args"], str] = Field(
+        default_factory=dict
+    )
+    """Columns of a `dataset:` under other names than ours: `{prompt = "question", answer = "solution"}`."""
     verifier: str = "math"
     """Verifier for prompts that name none: `exact`, `choice`, `math`, `reasoning-gym`, `python:MODULE:FUNCTION`."""
     shuffle: bool = True
@@ -357,7 +361,7 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
     preset: Literal["spark", "spark_original", "grpo"] = "spark"
-    """Named defaults from configs/; everything in the run file overrides them."""
+    """Named values from configs/, just below the source that names them: a run file overrides its own preset."""
     run: Run = Run()
     redis: Redis = Redis()
     model: Model = Model()

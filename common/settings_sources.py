@@ -1,4 +1,7 @@
-"""Where settings come from: preset < run file (TOML) < environment (``SPARK_SECTION__KEY``) < command line."""
+"""Where settings come from: run file (TOML) < environment (``SPARK_SECTION__KEY``) < command line.
+
+A preset stands just below the source that names it, as if its values were written at the top of that source.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,14 @@ PATH_KEYS: Final = (
     ("redis", "tls_cert_file"),
     ("redis", "tls_key_file"),
 )
+DATASET: Final = "dataset:"
 
 LIKE_OURS: Final = 0.8
 """Likeness, of 1, from which a name is a misspelt one of ours; compared without the prefix, which all share."""
 
 
 def load_settings(run_file: Path, overrides: Iterable[str] = ()) -> Settings:
-    """Read preset, run file, environment and ``section.key=value`` overrides.
+    """Read preset, run file, environment and ``section.key=value`` overrides. Paths in them become absolute.
 
     Raises SettingsError with one sentence that names the key, the value and the nearest known key.
     """
@@ -41,14 +45,23 @@ def load_settings(run_file: Path, overrides: Iterable[str] = ()) -> Settings:
     _make_paths_absolute(file_values, run_file.resolve().parent)
     override_values = _parse_overrides(overrides)
     _forget_arguments_of_replaced_sources(file_values, override_values)
-    preset = override_values.get("preset") or os.environ.get("SPARK_PRESET") or file_values.get("preset", "spark")
-    if not (CONFIGS / f"{preset}.toml").is_file():
-        known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.toml")))
-        raise SettingsError(f"preset={preset!r} is unknown; known presets: {known}")
-    values = _merge(_read_toml(CONFIGS / f"{preset}.toml"), file_values)
-    values["preset"] = preset
+    if preset := override_values.get("preset"):
+        override_values = _merge(_preset(preset), override_values)
+    elif preset := os.environ.get("SPARK_PRESET"):
+        file_values = _merge(file_values, _preset(preset))
+    else:
+        preset = file_values.get("preset", "spark")
+        file_values = _merge(_preset(preset), file_values)
+    file_values["preset"] = preset
     _reject_unknown_environment()
-    return _with_secrets(_build(values, override_values, str(run_file)))
+    return _with_secrets(_absolute(_build(file_values, override_values, str(run_file))))
+
+
+def _preset(name: Any) -> dict[str, Any]:
+    if not (CONFIGS / f"{name}.toml").is_file():
+        known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.toml")))
+        raise SettingsError(f"preset={name!r} is unknown; known presets: {known}")
+    return _read_toml(CONFIGS / f"{name}.toml")
 
 
 def _build(values: dict[str, Any], overrides: dict[str, Any], origin: str) -> Settings:
@@ -134,6 +147,29 @@ def _make_paths_absolute(values: dict[str, Any], folder: Path) -> None:
             and table[key]
         ):
             table[key] = str((folder / table[key]).resolve())
+
+
+def _absolute(settings: Settings) -> Settings:
+    """Paths of the command line and the environment are relative to where the command runs, which no child knows."""
+    changed: dict[str, dict[str, Any]] = {"run": {"python_path": tuple(p.absolute() for p in settings.run.python_path)}}
+    for section, key in PATH_KEYS:
+        given = getattr(getattr(settings, section), key)
+        if given and Path(given).exists():
+            changed.setdefault(section, {})[key] = type(given)(Path(given).absolute())
+        elif str(given).startswith(DATASET):
+            changed.setdefault(section, {})[key] = _absolute_dataset(given, settings.run.python_path)
+    places = {key: path.absolute() for key in ("dir", "cache_dir") if (path := getattr(settings.weights, key))}
+    changed["weights"] = places
+    sections = {name: getattr(settings, name).model_copy(update=values) for name, values in changed.items()}
+    return settings.model_copy(update=sections)
+
+
+def _absolute_dataset(source: str, folders: Iterable[Path]) -> str:
+    """A folder beside the run file is found there; one where the command runs is named in full."""
+    name, colon, split = source.removeprefix(DATASET).partition(":")
+    if any((folder / name).is_dir() for folder in folders) or not Path(name).is_dir():
+        return source
+    return f"{DATASET}{Path(name).absolute()}{colon}{split}"
 
 
 def _forget_arguments_of_replaced_sources(file_values: dict[str, Any], overrides: dict[str, Any]) -> None:

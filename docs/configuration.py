@@ -17,10 +17,10 @@ INTRODUCTION: Final = """# Configuration
 
 Generated from `common/settings.py` by `make docs`; `make check` fails when it is out of date.
 
-A run file is TOML. Precedence: preset (`configs/*.toml`) < run file < environment < command line. In the
-environment a key is `SPARK_SECTION__KEY` (two underscores between the parts), on the command line
-`--set section.key=value`. Paths in a run file are relative to that file. An unknown key is an error that
-names the nearest known one.
+A run file is TOML. Precedence: run file < environment < command line. A preset (`configs/*.toml`) stands just below the
+source that names it, so `--set preset=grpo` overrides the run file. In the environment a key is `SPARK_SECTION__KEY`
+(two underscores between the parts), on the command line `--set section.key=value`. Paths in a run file are relative to
+that file, all others to where the command runs. An unknown key is an error that names the nearest known one.
 """
 
 

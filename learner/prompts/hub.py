@@ -13,7 +13,9 @@ from common.errors import SettingsError
 log = structlog.get_logger(__name__)
 
 
-def load_rows(name: str, split: str | None, args: Mapping[str, Any], folders: Sequence[Path]) -> Iterable[object]:
+def load_rows(
+    name: str, split: str | None, args: Mapping[str, Any], folders: Sequence[Path]
+) -> Iterable[Mapping[str, object]]:
     """Rows as dicts.
 
     A folder (as it is written, or inside one of ``folders``) never causes network traffic; any other name is
@@ -29,7 +31,7 @@ def load_rows(name: str, split: str | None, args: Mapping[str, Any], folders: Se
     except (OSError, TypeError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise SettingsError(f"dataset:{name} cannot be loaded: {_first_sentence(error)}") from error
     splits = found if isinstance(found, dict) else {str(found.split or "train"): found}
-    rows: Iterable[object] = splits[_choose_split(tuple(splits), split, name)]
+    rows: Iterable[Mapping[str, object]] = splits[_choose_split(tuple(splits), split, name)]
     return rows
 
 

@@ -14,7 +14,7 @@ from common.errors import SettingsError
 from common.settings import Prompts
 from learner.prompts.gym import GymPrompts
 from learner.prompts.hub import load_rows
-from learner.prompts.records import Prompt, prompt_from_record
+from learner.prompts.records import Prompt, prompt_from_record, record_from_row
 
 
 def read_jsonl(prompts: Prompts) -> list[Prompt]:
@@ -41,10 +41,12 @@ def _load_json(line: bytes, where: str) -> object:
 
 
 def read_dataset(prompts: Prompts, python_path: Sequence[Path]) -> list[Prompt]:
-    """``dataset:NAME_OR_DIR[:SPLIT]`` through Hugging Face datasets; columns are the keys of the JSONL form."""
+    """``dataset:NAME_OR_DIR[:SPLIT]`` through Hugging Face datasets; columns are the keys of the JSONL form, or
+    those that ``columns`` names."""
     name, _, split = prompts.source.removeprefix("dataset:").partition(":")
     rows = load_rows(name, split or None, prompts.args, python_path)
-    return _prompts_from(rows, prompts)
+    records = (record_from_row(row, prompts.columns, prompts.source) for row in rows)
+    return _prompts_from(records, prompts)
 
 
 def read_reasoning_gym(prompts: Prompts, seed: int) -> GymPrompts:

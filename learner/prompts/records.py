@@ -77,6 +77,31 @@ def prompt_from_record(record: object, *, index: int, verifier: str, where: str)
     )
 
 
+def record_from_row(row: Mapping[str, object], columns: Mapping[Any, str], where: str) -> dict[str, object]:
+    """The record that a row of a table holds, in columns of our names or those of ``columns``; the others are ignored.
+
+    Numbers become text. Raises SettingsError that lists the columns when one is missing.
+    """
+    named = {key: columns.get(key, key) for key in KNOWN_KEYS}
+    for chosen, other in (("prompt", "messages"), ("messages", "prompt")):
+        if chosen in columns and other not in columns:
+            del named[other]  # a table may have both
+    record = {key: _as_text(row[column]) for key, column in named.items() if column in row}
+    missing = [column for column in (*columns.values(), named["answer"]) if column not in row]
+    if not record.keys() & {"prompt", "messages"}:
+        missing.append("prompt")
+    if missing:
+        raise SettingsError(
+            f"{where}: no column {missing[0]!r}; its columns: {', '.join(row)}; say which is which: "
+            'prompts.columns = {prompt = "question", answer = "solution"}'
+        )
+    return record
+
+
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 def _parse(record: object, where: str) -> _Record:
     if not isinstance(record, Mapping):
         raise SettingsError(f"{where}: expected an object with prompt and answer, got {_shorten(record)}")

@@ -69,6 +69,43 @@ def test_the_preset_can_be_chosen_everywhere(load: Load, where: str) -> None:
     assert (settings.preset, settings.learner.judge_share) == ("grpo", 0.0)
 
 
+@pytest.mark.parametrize("where", ["environment", "command line"])
+def test_a_preset_overrides_what_stands_below_the_source_that_names_it(load: Load, where: str) -> None:
+    text = 'preset = "spark_original"\n[learner]\njudge_share = 0.5\nlr = 0.25'
+    named = {"SPARK_PRESET": "grpo"} if where == "environment" else {}
+    overrides = [] if where == "environment" else ["preset=grpo"]
+    settings = load(text, *overrides, **named)
+    assert (settings.preset, settings.learner.judge_share, settings.learner.lr) == ("grpo", 0.0, 0.25)
+    assert settings.learner.mixing == "joint"  # nothing is left of the preset that it replaces
+    assert load(text, *overrides, "learner.judge_share=0.25", **named).learner.judge_share == 0.25
+    assert load(text, *overrides, SPARK_LEARNER__JUDGE_SHARE="0.25", **named).learner.judge_share == (
+        0.25 if where == "environment" else 0.0
+    )
+
+
+def test_paths_that_are_given_where_the_command_runs_become_absolute(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    for folder in ("base", "data", "code"):
+        (here / folder).mkdir(parents=True)
+    (here / "held_out.jsonl").touch()
+    monkeypatch.chdir(here)
+    settings = load(
+        "",
+        "model.path=base",
+        "prompts.source=dataset:data:train",
+        'run.python_path=["code"]',
+        SPARK_EVAL__PROMPTS="held_out.jsonl",
+    )
+    assert settings.model.path == str(here / "base")
+    assert settings.prompts.source == f"dataset:{here / 'data'}:train"
+    assert settings.run.python_path == (here / "code",)
+    assert settings.eval.prompts == str(here / "held_out.jsonl")
+    hub = load("", "model.path=Qwen/Qwen3", "prompts.source=dataset:openai/gsm8k:train")
+    assert (hub.model.path, hub.prompts.source) == ("Qwen/Qwen3", "dataset:openai/gsm8k:train")
+
+
 @pytest.mark.parametrize("preset", sorted(path.stem for path in CONFIGS.glob("*.toml")))
 def test_every_preset_is_valid(load: Load, preset: str) -> None:
     assert load(f'preset = "{preset}"').preset == preset

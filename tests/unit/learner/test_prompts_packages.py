@@ -78,10 +78,41 @@ def test_folder_of_data_files(tmp_path: Path) -> None:
     assert _open(f"dataset:{folder}") == EXPECTED
 
 
-def test_row_with_a_foreign_column(tmp_path: Path) -> None:
-    datasets.Dataset.from_list([{"prompt": "a", "answr": "b"}]).save_to_disk(tmp_path / "saved")
-    with pytest.raises(SettingsError, match=r"saved, record 0: unknown key answr; did you mean answer\?"):
-        _open(f"dataset:{tmp_path / 'saved'}")
+FOREIGN = [
+    {"question": "1 + 1?", "solution": 2, "level": "easy"},
+    {"question": "2 / 4?", "solution": 0.5, "level": "a"},
+]
+
+
+def test_columns_by_other_names_and_numbers(tmp_path: Path) -> None:
+    rows = [FOREIGN[0], {**FOREIGN[1], "solution": 4}]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    columns = {"prompt": "question", "answer": "solution"}
+    opened = _open(f"dataset:{tmp_path / 'saved'}", columns=columns)
+    assert opened == [("1 + 1?", "2", "exact"), ("2 / 4?", "4", "exact")]
+
+
+def test_a_named_form_of_the_question_is_taken_where_a_table_has_both(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "chat"}], "prompt": "text", "answer": "x"}]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    source = f"dataset:{tmp_path / 'saved'}"
+    assert _open(source, columns={"prompt": "prompt"})[0][0] == "text"
+    assert _open(source, columns={"messages": "messages"})[0][0] == "chat"
+    with pytest.raises(SettingsError, match=r"either prompt .* or messages"):
+        _open(source)
+
+
+@pytest.mark.parametrize(
+    ("columns", "missing"),
+    [({}, "answer"), ({"answer": "solution"}, "prompt"), ({"prompt": "question", "answer": "sol"}, "sol")],
+)
+def test_a_missing_column_is_named_beside_those_that_are_there(
+    tmp_path: Path, columns: dict[str, str], missing: str
+) -> None:
+    datasets.Dataset.from_list(FOREIGN).save_to_disk(tmp_path / "saved")
+    with pytest.raises(SettingsError) as error:
+        _open(f"dataset:{tmp_path / 'saved'}", columns=columns)
+    assert f"no column {missing!r}; its columns: question, solution, level; say which" in str(error.value)
 
 
 def test_missing_folder_never_asks_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
