@@ -12,7 +12,6 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubComm
 
 from common.messages import Objective
 from common.settings import Settings
-from common.settings_sources import load_settings
 
 Overrides = list[Annotated[str, AfterValidator(unquote)]]
 """Percent-encoded by ``cli.__main__``, so that they pass the command-line parser byte for byte."""
@@ -29,7 +28,9 @@ class WithRunFile(Command):
     """section.key=value, over everything in the run file; may be repeated."""
 
     def settings(self, *more: str) -> Settings:
-        return load_settings(self.run_file, [*self.overrides, *more])
+        from cli.rundir import settings_of
+
+        return settings_of(self.run_file, [*self.overrides, *more])
 
 
 class Up(WithRunFile):

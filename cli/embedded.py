@@ -125,9 +125,9 @@ class EmbeddedServer:
 
     def _launch(self, binary: Path, give_up_at: float) -> None:
         with (self.data_dir / "server.lock").open("a") as lock:
-            if not _locked(lock):
+            if not locked(lock):
                 self._stop_orphan()
-            self._wait_until(lambda: _locked(lock), give_up_at, "an earlier server has not ended")
+            self._wait_until(lambda: locked(lock), give_up_at, "an earlier server has not ended")
             if self._socket_dir is None:
                 self._remove_stale_socket()
                 self._socket_dir = _socket_dir()
@@ -171,7 +171,7 @@ class EmbeddedServer:
         """The owner's lock is not inherited by the server: it ends with this process, however that ends."""
         if self._owner is None:
             owner = (self.data_dir / "owner.lock").open("a")
-            if not _locked(owner):
+            if not locked(owner):
                 owner.close()
                 raise ServerError(f"another process keeps a server on {self.data_dir}; is this run already up?")
             self._owner = owner
@@ -242,7 +242,7 @@ def _socket_dir() -> Path:
     return folder
 
 
-def _locked(file: IO[str]) -> bool:
+def locked(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -16,8 +16,10 @@ from common.errors import SettingsError
 from common.settings import Settings
 from common.templates import load_templates
 from common.weights import WeightStore
+from learner.checkpoint import CheckpointStore
 from learner.engines import own_place
-from learner.prompts import open_prompts
+from learner.identity import identity_of
+from learner.prompts import PromptSource, open_prompts
 from learner.sinks.base import opener
 
 LONGEST_CHECK_S: Final = 10.0
@@ -48,7 +50,8 @@ def check_run(settings: Settings, environment: Mapping[str, str] | None = None) 
                     f"recycler.mix.{name}={share} but template set {templates.name!r} has no {name} template; "
                     f"add one, or set recycler.mix.{name}=0"
                 )
-    check_prompts(settings)
+    prompts = check_prompts(settings)
+    CheckpointStore(settings.run.directory / "checkpoints", 1).check(identity_of(settings, prompts))
     if settings.eval.prompts:
         held_out = {"source": settings.eval.prompts, "args": settings.eval.args, "epochs": 1}
         check_prompts(
@@ -66,8 +69,8 @@ def check_model(settings: Settings) -> None:
         raise SettingsError(f"model.path={path!r} does not exist")
 
 
-def check_prompts(settings: Settings, key: str = "prompts.source") -> None:
-    """Every prompt can be read, and some verifier can score it."""
+def check_prompts(settings: Settings, key: str = "prompts.source") -> PromptSource:
+    """Every prompt can be read, and some verifier can score it. Returns them."""
     prompts = open_prompts(settings.prompts, settings.run.python_path, settings.run.seed)
     if len(prompts) == 0:
         raise SettingsError(f"{key}={settings.prompts.source!r} has no prompts")
@@ -75,7 +78,8 @@ def check_prompts(settings: Settings, key: str = "prompts.source") -> None:
     for index in range(len(prompts)):
         if time.monotonic() > give_up_at:  # parsing a gold answer may take milliseconds; the rest is met in the run
             log.info("preflight.sampled", checked=index, prompts=len(prompts))
-            return
+            break
         prompt = prompts[index]
         if reason := check_scorable(prompt.answer, prompt.verifier, prompt.verifier_args):
             raise SettingsError(f"{key}={settings.prompts.source!r}: prompt {index} cannot be scored: {reason}")
+    return prompts

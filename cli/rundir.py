@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import tomli_w
 
-from cli.embedded import EmbeddedServer
+from cli.embedded import EmbeddedServer, locked
+from cli.starts import FILE as STARTS
 from common import log
-from common.errors import SettingsError
+from common.errors import ServerError, SettingsError
 from common.server import connect, loaded
 from common.settings import Settings
 from common.settings_sources import load_settings
@@ -22,6 +23,7 @@ LAUNCHER: Final = frozenset(
     (*NEEDED, "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE")
 )
 """What tells a process that it is one of several ranks; vLLM and DeepSpeed read some of them too."""
+CONFIG: Final = "config.toml"
 TORCHRUN: Final = "TORCHELASTIC_"
 
 
@@ -32,7 +34,7 @@ class RunDirectory:
 
     @property
     def config(self) -> Path:
-        return self.path / "config.toml"
+        return self.path / CONFIG
 
     @property
     def metrics(self) -> Path:
@@ -67,7 +69,18 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         values = self.settings.model_dump(mode="json", exclude={"redis": {"url", "rebuild"}}, exclude_none=True)
         values["run"]["dir"] = str(self.settings.run.dir.absolute())
-        self.config.write_text(tomli_w.dumps(values), encoding="utf-8")
+        written = self.config.with_suffix(".tmp")
+        written.write_text(tomli_w.dumps(values), encoding="utf-8")
+        written.replace(self.config)  # whole: a process that is started again may be reading it
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else brings this run up meanwhile. Raises ServerError when somebody does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "up.lock").open("a") as lock:
+            if not locked(lock):
+                raise ServerError(f"run {self.path} is up already: another `spark up` works on it; nothing was changed")
+            yield
 
     def log_to(self, member: str, *, role: str) -> None:
         """Send this process's events to logs/MEMBER.log, or to stderr with ``run.log_to``."""
@@ -77,10 +90,23 @@ class RunDirectory:
 
 def open_run(path: Path, overrides: Iterable[str] = ()) -> RunDirectory:
     """The run of a directory (or of its config.toml). Raises SettingsError when it is none."""
-    config = path if path.is_file() else path / "config.toml"
+    config = path if path.is_file() else path / CONFIG
     if not config.is_file():
         raise SettingsError(f"{path} is no run directory: it has no config.toml")
-    return RunDirectory(load_settings(config, overrides))
+    settings = settings_of(config, overrides)
+    if config.name == CONFIG and config.absolute().parent.name != settings.run.name:
+        raise SettingsError(
+            f"{config.parent} holds run {settings.run.name!r}, and a run's folder bears its name; rename it to that"
+        )
+    return RunDirectory(settings)
+
+
+def settings_of(run_file: Path, overrides: Iterable[str] = ()) -> Settings:
+    """Of a run file. Of a run's own config.toml with the run where that file is now, wherever it was made."""
+    settings, folder = load_settings(run_file, overrides), run_file.absolute().parent
+    if run_file.name == CONFIG and folder.name == settings.run.name and (folder / STARTS).is_file():
+        return settings.model_copy(update={"run": settings.run.model_copy(update={"dir": folder.parent})})
+    return settings
 
 
 def server_of(run: RunDirectory) -> str | None:

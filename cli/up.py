@@ -34,9 +34,15 @@ def up(settings: Settings) -> None:
     """Run to the end, or until told to stop; then evaluate before and after, and write the report."""
     check_run(settings)
     run = RunDirectory(settings)
-    run.create()
-    run.log_to("up", role="up")
-    record_start(run.path, "up")
+    with run.held():
+        run.create()
+        run.log_to("up", role="up")
+        record_start(run.path, "up")
+        _up(run)
+
+
+def _up(run: RunDirectory) -> None:
+    settings = run.settings
     trained = train(
         run,
         lambda states: Progress(settings, run.path, console=console, states=states).watch(),

@@ -19,6 +19,7 @@ import structlog
 from common.folders import fsync, listed, write_folder
 from common.messages import WeightFile
 from common.streams import Ending
+from learner.identity import UNKNOWN, Identity, refuse_other
 from learner.uid_ledger import UidLedger
 
 log = structlog.get_logger()
@@ -40,8 +41,8 @@ class State:
     """Every uid that reached its end: a redelivered or regenerated twin is recognised by it."""
     trained: int = 0
     """Groups that went into the weights; as many as the ledger has trained uids, or one was trained twice."""
-    prompts: str = ""
-    """Fingerprint of the prompt source: uids count on it staying the same."""
+    identity: Identity = UNKNOWN
+    """Uids count on the prompts staying the same, and the parameters on the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +109,7 @@ class CheckpointStore:
                 "policy_version": state.policy_version,
                 "cursor": state.cursor,
                 "trained": state.trained,
-                "prompts": state.prompts,
+                "identity": asdict(state.identity),
                 "endings": [asdict(ending) for ending in state.endings],
                 "files": [asdict(file) for file in listed(folder)],
             }
@@ -129,6 +130,21 @@ class CheckpointStore:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 log.error("checkpoint.invalid", folder=str(folder), reason=str(error))
         return None
+
+    def check(self, now: Identity) -> None:
+        """Before anything starts: raises SettingsError when the run cannot go on with such prompts or such a model.
+
+        A checkpoint that cannot be read is passed over, as it is when the run goes on.
+        """
+        for folder in self._folders():
+            try:
+                commit: dict[str, Any] = json.loads((folder / COMMIT).read_text(encoding="utf-8"))
+                saved = Identity(**commit["identity"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                log.error("checkpoint.invalid", folder=str(folder), reason=str(error))
+                continue
+            refuse_other(now, saved, folder.name)
+            return
 
     def _unused(self, name: str) -> Path:
         """A step that was saved before keeps its folder until the new one is complete."""
@@ -162,7 +178,7 @@ def _read(folder: Path) -> State:
         epoch=commit["epoch"],
         policy_version=commit["policy_version"],
         cursor=commit["cursor"],
-        prompts=commit["prompts"],
+        identity=Identity(**commit["identity"]),
         endings=tuple(Ending(**fields) for fields in commit["endings"]),
         trained=commit["trained"],
         ended=UidLedger.from_bytes((folder / UIDS).read_bytes()),

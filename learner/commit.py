@@ -16,6 +16,7 @@ from common.telemetry.quiet import QUIET, Meters
 from learner.checkpoint import Checkpoint, CheckpointStore, State
 from learner.engine import Engine
 from learner.fence import Fence
+from learner.identity import UNKNOWN, Identity
 from learner.issuer import Issuer
 from learner.shelf import Shelf
 
@@ -43,7 +44,7 @@ class Committer:
         fence: Fence,
         every: int,
         saved: Checkpoint | None = None,
-        prompts: str = "",
+        identity: Identity = UNKNOWN,
         after_settling: Callable[[], None] = lambda: None,
         meters: Meters = QUIET.meters,
         clock: Callable[[], float] = time.monotonic,
@@ -55,7 +56,7 @@ class Committer:
         self._issuer = issuer
         self._fence = fence
         self._every = every
-        self._prompts = prompts
+        self._identity = identity
         self._after_settling = after_settling
         self._meters = meters
         self._clock = clock
@@ -94,7 +95,7 @@ class Committer:
             endings=(*self._recent(), *endings),
             ended=self._shelf.ended,
             trained=self._shelf.trained,
-            prompts=self._prompts,
+            identity=self._identity,
         )
         try:
             folder = self._checkpoints.save(state, engine.write_checkpoint)

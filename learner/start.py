@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from common.consumer import Consumer
-from common.errors import Fenced, SettingsError
+from common.errors import Fenced
 from common.keys import LEARNER
 from common.lineage import Lineage
 from common.settings import Settings
@@ -24,6 +24,7 @@ from learner.commit import Committer
 from learner.engine import Engine
 from learner.event_log import EventLog
 from learner.fence import Fence, wiped
+from learner.identity import identity_of, refuse_other
 from learner.intake import Intake
 from learner.issuer import Issuer, in_flight
 from learner.journal import Journal
@@ -69,7 +70,7 @@ def take_over(
     """A new epoch with the fence, and the server told what the newest checkpoint says has ended.
 
     From here on no older learner can issue or acknowledge. Raises Fenced, WipedServer, and SettingsError when the
-    prompts are others than those of the checkpoint.
+    prompts or the model are others than those of the checkpoint.
     """
     epoch = checkpoints.new_epoch()
     token = f"{epoch}:{nonce()}"
@@ -79,7 +80,8 @@ def take_over(
             "server remembers an earlier run of this name; choose another run.name, or delete the keys of the old one"
         )
     saved = checkpoints.newest()
-    _refuse_other_prompts(saved, prompts.fingerprint())
+    if saved is not None:
+        refuse_other(identity_of(settings, prompts), saved.state.identity, saved.folder.name)
     known = known_generation(checkpoints)
     found = streams.generation()
     if (highest := checkpoints.highest_epoch()) > epoch:  # paused in its start, and woken on a server that forgot both
@@ -182,7 +184,7 @@ def assemble(
         fence=fence,
         every=settings.learner.checkpoint_every,
         saved=saved,
-        prompts=prompts.fingerprint(),
+        identity=identity_of(settings, prompts),
         after_settling=EventLog(streams, fence, settings.run.directory / "events", clock).spool,
         meters=telemetry.meters,
         clock=clock,
@@ -218,11 +220,3 @@ def _settle(streams: Streams, fence: Fence, saved: Checkpoint) -> None:
         streams.raise_id(stream, max((e.id for e in endings if e.stream == stream), key=position))
     acked = fence.hold(lambda: streams.settle(fence.token, LEARNER, saved.state.policy_version, endings))
     log.info("learner.resumes", checkpoint=saved.folder.name, acked=acked)
-
-
-def _refuse_other_prompts(saved: Checkpoint | None, fingerprint: str) -> None:
-    if saved is not None and saved.state.prompts != fingerprint:
-        raise SettingsError(
-            f"the prompts are not those of checkpoint {saved.folder.name}: prompts, their order and run.seed are fixed "
-            "for a run, since each is trained once; restore them, or start under a new run.name"
-        )

@@ -37,7 +37,8 @@ class PromptSource:
     def fingerprint(self) -> str:
         """Changes when the order changes, or the prompts do (looked at in up to ``FINGERPRINT_PROMPTS`` places)."""
         step = max(1, len(self) // FINGERPRINT_PROMPTS)
-        shown = [(self[index].question, self[index].answer) for index in range(0, len(self), step)]
+        looked_at = [self[index] for index in range(0, len(self), step)]
+        shown = [(one.question, one.answer, one.verifier, one.verifier_args) for one in looked_at]
         identity = repr((self._seed, self._shuffle, len(self), shown))
         return hashlib.blake2b(identity.encode(errors="backslashreplace"), digest_size=16).hexdigest()
 

@@ -21,6 +21,7 @@ from learner import event_log
 from learner.checkpoint import CheckpointStore, State
 from learner.event_log import EventLog
 from learner.fence import Fence
+from learner.identity import Identity
 from learner.issuer import Issuer, in_flight
 from learner.prompts.records import Prompt
 from learner.prompts.source import PromptSource
@@ -75,7 +76,7 @@ class Learner:
             endings=endings,
             ended=ended,
             trained=len(uids),
-            prompts=prompts().fingerprint(),
+            identity=Identity(prompts=prompts().fingerprint()),
         )
         self.store.save(state, lambda folder: None)
 

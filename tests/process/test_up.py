@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,18 @@ def test_a_run_ends_with_everything_a_user_expects_and_goes_on_when_asked(
     assert ledger["balanced"] is True
     assert ledger["policy"]["trained"] == 20
 
+    kept = (up.run / "config.toml").read_bytes()
+    refused = start("run.seed=5")
+    assert refused.wait() == 2
+    assert "run.seed are fixed for a run" in refused.output.read_text()
+    assert (up.run / "config.toml").read_bytes() == kept  # what is refused changes nothing
+
+    copy = shutil.copytree(up.run, tmp_path / "elsewhere" / up.run.name)
+    assert str(copy) in spark("export", str(copy), cwd=tmp_path).stdout
+    renamed = spark("export", str(copy.rename(copy.with_name("other"))), cwd=tmp_path)
+    assert renamed.returncode == 2
+    assert "a run's folder bears its name" in renamed.stderr
+
     exported = spark("export", str(up.run), "--to", str(tmp_path / "model"), cwd=tmp_path)
     assert "policy version 5" in exported.stdout, exported.stderr
     held_out = tmp_path / "held_out.jsonl"
@@ -62,6 +75,11 @@ def test_an_interrupted_run_leaves_no_process_and_resumes(start: Callable[..., U
     up = start("learner.max_steps=200")
     until(lambda: len(steps_of(up.run)) >= 3, "three steps")
     assert len(processes_of(up.run)) == 4
+    kept = (up.run / "config.toml").read_bytes()
+    second = start("learner.max_steps=1")
+    assert second.wait() == 3
+    assert "is up already: another `spark up` works on it" in second.output.read_text()
+    assert (up.run / "config.toml").read_bytes() == kept
     up.interrupt()
     assert up.wait() == 0, up.output.read_text()
     assert processes_of(up.run) == {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from common.messages import ChatMessage
 from common.settings import Learner, Model, Settings
 from common.templates import load_templates
 from learner.checkpoint import CheckpointStore, State
+from learner.identity import identity_of, model_fingerprint
 from learner.packing import pack
 from learner.prompts import Prompt, PromptSource
 from learner.start import take_over
@@ -49,13 +52,62 @@ def test_other_prompts_than_those_of_the_checkpoint_are_refused(streams, tmp_pat
     store, these, templates = CheckpointStore(tmp_path, 2), source(["a", "b"]), load_templates("default")
     taken = take_over(streams, store, these, templates, Settings())
     state = State(
-        epoch=1, policy_version=2, cursor=0, endings=(), ended=UidLedger(), prompts=these.fingerprint(), trained=0
+        epoch=1, policy_version=2, cursor=0, endings=(), ended=UidLedger(), identity=identity_of(Settings(), these)
     )
     store.save(state, lambda folder: None)
     with pytest.raises(SettingsError, match="prompts are not those of checkpoint e000001-s00000002"):
         take_over(streams, store, source(["a", "other"]), templates, Settings())
     again = take_over(streams, store, these, templates, Settings())
     assert (again.saved.state, again.fence.generation) == (state, taken.fence.generation)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(BASE, tmp_path / "base"))
+
+
+def swap_heads(folder: Path) -> None:
+    """Same shapes, another model."""
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"num_attention_heads": 4', '"num_attention_heads": 2'))
+
+
+def swap_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+
+
+def swap_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("other")
+
+
+@pytest.mark.parametrize("swap", [swap_heads, swap_weights, swap_template])
+def test_another_model_of_the_same_shapes_is_refused(base: Path, tmp_path: Path, swap: Callable[[Path], None]) -> None:
+    store, these = CheckpointStore(tmp_path / "checkpoints", 2), source(["a", "b"])
+    now = Settings(model=Model(path=str(base)))
+    state = State(epoch=1, policy_version=2, cursor=0, endings=(), ended=UidLedger(), identity=identity_of(now, these))
+    store.save(state, lambda folder: None)
+    store.check(identity_of(now, these))
+    moved = Settings(model=Model(path=str(base.rename(tmp_path / "moved"))))
+    store.check(identity_of(moved, these))
+    swap(tmp_path / "moved")
+    with pytest.raises(SettingsError, match="the model is not the one that checkpoint e000001-s00000002 began with"):
+        store.check(identity_of(moved, these))
+
+
+def test_another_verifier_of_the_same_prompts_is_refused(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, 2)
+    state = State(epoch=1, policy_version=2, cursor=0, endings=(), ended=UidLedger())
+    store.save(replace(state, identity=identity_of(Settings(), source(["a"]))), lambda folder: None)
+    one = source(["a"])[0]
+    other = PromptSource([replace(one, verifier="math")], seed=0)
+    with pytest.raises(SettingsError, match="their verifiers"):
+        store.check(identity_of(Settings(), other))
+
+
+def test_what_a_hub_model_is_known_by() -> None:
+    one, two, other = (Model(path="org/x", revision=r) for r in ("a", "b", "a"))
+    assert model_fingerprint(one) == model_fingerprint(other) != model_fingerprint(two)
 
 
 def engine(**learner: object) -> TorchEngine:
