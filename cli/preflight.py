@@ -12,7 +12,7 @@ import structlog
 
 from actors.verifiers import check_scorable
 from cli.installed import check_installed
-from common.errors import SettingsError
+from common.errors import SettingsError, TaskError
 from common.settings import Settings
 from common.templates import load_templates
 from common.weights import WeightStore
@@ -23,6 +23,8 @@ from learner.prompts import PromptSource, open_prompts
 from learner.sinks.base import opener
 
 LONGEST_CHECK_S: Final = 10.0
+SHOWN_CHATS: Final = 16
+"""Prompts that are rendered for the model: chats of one source are of one form."""
 
 log = structlog.get_logger()
 
@@ -57,6 +59,7 @@ def check_run(settings: Settings, environment: Mapping[str, str] | None = None) 
         check_prompts(
             settings.model_copy(update={"prompts": settings.prompts.model_copy(update=held_out)}), "eval.prompts"
         )
+    check_chats(settings, prompts)
 
 
 def check_model(settings: Settings) -> None:
@@ -67,6 +70,25 @@ def check_model(settings: Settings) -> None:
         raise SettingsError(f"model.path={path!r} has no config.json: it is no Hugging Face model directory")
     if not Path(path).exists() and path.startswith((".", "/", "~")):
         raise SettingsError(f"model.path={path!r} does not exist")
+
+
+def check_chats(settings: Settings, prompts: PromptSource) -> None:
+    """The model can be found, and its tokenizer and chat template take what it is to be asked."""
+    from transformers import AutoConfig  # seconds; after all that is quicker to refuse
+
+    from actors.chat import ChatTokenizer
+    from actors.vocabulary import load_tokenizer
+    from common.pretrained import pretrained
+
+    pretrained(AutoConfig.from_pretrained, settings.model)
+    to_ids = ChatTokenizer(load_tokenizer(settings.model))
+    for index in range(min(len(prompts), SHOWN_CHATS)):
+        try:
+            to_ids(prompts[index].messages)
+        except TaskError as error:
+            raise SettingsError(
+                f"prompts.source={settings.prompts.source!r}: prompt {index} cannot be put to the model: {error}"
+            ) from error
 
 
 def check_prompts(settings: Settings, key: str = "prompts.source") -> PromptSource:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from textwrap import shorten
+from typing import Any, Final, TypeVar
 
 from common.errors import SettingsError
 from common.settings import Model
 
 T = TypeVar("T")
+REASON_CHARACTERS: Final = 400
 
 
 def pretrained(load: Callable[..., T], model: Model, **options: Any) -> T:
@@ -22,5 +24,5 @@ def pretrained(load: Callable[..., T], model: Model, **options: Any) -> T:
     try:
         return load(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code, **options)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = shorten(str(error), REASON_CHARACTERS)
         raise SettingsError(f"model.path={model.path!r} cannot be loaded: {reason}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,26 @@ def test_processes_of_a_run_are_no_ranks_of_a_job_around_it(tmp_path: Path, monk
     assert environment["SPARK_REDIS__URL"] == "redis://127.0.0.1:1"
     place = own_place(settings(tmp_path), environment)
     assert (place.rank, place.world_size, place.launched) == (0, 1, False)
+
+
+def test_a_model_without_a_tokenizer_is_refused_in_one_whole_sentence(tmp_path: Path) -> None:
+    base = Path(shutil.copytree(DEMO.parent / "base", tmp_path / "base"))
+    for path in base.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(SettingsError) as error:
+        check_run(settings(tmp_path, f"model.path={base}"))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) > 150  # transformers' own reason has several lines; none is left out
+
+
+def test_a_chat_that_the_template_refuses_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    base = Path(shutil.copytree(DEMO.parent / "base", tmp_path / "base"))
+    (base / "chat_template.jinja").write_text("{{ raise_exception('no system message') }}")
+    with pytest.raises(SettingsError, match=r"prompt 0 cannot be put to the model: .*no system message"):
+        check_run(settings(tmp_path, f"model.path={base}"))
+
+
+def test_a_model_that_the_hub_does_not_have_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SettingsError, match=r"model.path=.no/such-model. cannot be loaded"):
+        check_run(settings(tmp_path, "model.path=no/such-model"))
