@@ -56,10 +56,12 @@ class BatchLoss:
         per_token = policy_loss(
             scores.logprobs, behaviour if old is None else old, behaviour, advantages, self._settings
         )
+        kl_reference = torch.full_like(behaviour, torch.nan)
         if self._reference is not None:
             with torch.no_grad():
                 reference = self._reference(batch).logprobs
-            per_token = per_token + self._settings.kl_coef * kl_to_reference(scores.logprobs, reference)
+            kl = kl_to_reference(scores.logprobs, reference)
+            kl_reference, per_token = kl.detach(), per_token + self._settings.kl_coef * kl
         per_token = per_token * weights
         return MicrobatchLoss(
             loss=per_token.sum(),
@@ -67,6 +69,7 @@ class BatchLoss:
                 logprobs=scores.logprobs.detach(),
                 behaviour=behaviour,
                 entropy=scores.entropy,
+                kl_reference=kl_reference,
                 objectives=to_device(objectives.numpy(), device),
                 staleness=to_device(batch.staleness_S[segment_N], device),
                 losses=per_token.detach(),

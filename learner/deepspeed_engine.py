@@ -15,7 +15,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import structlog
@@ -42,6 +42,9 @@ from learner.torch_engine import EXPORTED_FILE, MODEL, OPTIMIZER
 from learner.zero import ZeroModel
 
 log = structlog.get_logger()
+
+SENT: Final = ("logprobs", "entropy", "kl_reference", "losses")
+"""Columns that the rank knows which ran the batch."""
 
 
 class DeepSpeedEngine:
@@ -97,7 +100,7 @@ class DeepSpeedEngine:
             part = self._loss(batch, counts, before, model=self._zero.engine)
             self._zero.backward(part.loss)
             losses.append(part.loss.detach())
-            return torch.stack([part.columns.logprobs, part.columns.entropy, part.columns.losses])
+            return torch.stack([getattr(part.columns, name) for name in SENT])
 
         found = self._on_all_ranks(arranged, backward)
         rate = learning_rate(self.policy_version + 1, self._settings.learner)
@@ -107,8 +110,8 @@ class DeepSpeedEngine:
             log.warning("learner.step_skipped", reason="the gradient is not finite", loss=loss)
         self.policy_version += 1
         stats = TokenStats()
-        for batch, (logprobs, entropy, losses_N) in zip(arranged, found, strict=True):
-            stats.add(_columns(batch, logprobs, entropy, losses_N))
+        for batch, sent_CN in zip(arranged, found, strict=True):
+            stats.add(_columns(batch, sent_CN))
         self.sample_losses = stats.sample_losses(count_samples(microbatches))
         return {
             "loss": loss,
@@ -207,15 +210,13 @@ class DeepSpeedEngine:
             (folder / EXPORTED_FILE).write_text(version + "\n", encoding="utf-8")
 
 
-def _columns(batch: Microbatch, logprobs_N: Tensor, entropy_N: Tensor, losses_N: Tensor) -> TokenColumns:
+def _columns(batch: Microbatch, sent_CN: Tensor) -> TokenColumns:
     """What ranks send, with what is known of the batch."""
     return TokenColumns(
-        logprobs=logprobs_N,
+        **dict(zip(SENT, sent_CN, strict=True)),
         behaviour=torch.from_numpy(batch.behaviour_logprobs_T[batch.targets_N]),
-        entropy=entropy_N,
         objectives=torch.from_numpy(np.asarray(batch.objectives_S[batch.segment_of_N])),
         staleness=torch.from_numpy(np.asarray(batch.staleness_S[batch.segment_of_N])),
-        losses=losses_N,
         samples=torch.from_numpy(np.asarray(batch.samples_S[batch.segment_of_N])),
     )
 

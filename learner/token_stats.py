@@ -1,4 +1,4 @@
-"""What a step says about its tokens, by objective and by staleness: ratio, ESS, KL, entropy."""
+"""What a step says about its tokens, by objective and by staleness: ratio, ESS, KLs, entropy."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class TokenColumns:
     """Log-probs while sampling."""
     entropy: Tensor
     """NaN where it was not computed."""
+    kl_reference: Tensor
+    """k3 estimate of KL(current || reference) of the token; NaN without a reference model."""
     objectives: Tensor
     """Index into ``OBJECTIVES``."""
     staleness: Tensor
@@ -75,11 +77,12 @@ class TokenStats:
         columns = self.columns()
         log_ratio = columns.logprobs - columns.behaviour
         metrics = {"tokens": float(len(log_ratio)), **_ratio_metrics(log_ratio, clip)}
-        metrics |= _entropy_metric("entropy", columns.entropy)
+        metrics |= _mean("entropy", columns.entropy) | _mean("kl_reference", columns.kl_reference)
         for index, objective in enumerate(OBJECTIVES):
             mine = columns.objectives == index
             if mine.any():
-                metrics |= _entropy_metric(f"entropy/{objective}", columns.entropy[mine])
+                metrics |= _mean(f"entropy/{objective}", columns.entropy[mine])
+                metrics |= _mean(f"kl_reference/{objective}", columns.kl_reference[mine])
                 metrics |= {f"{k}/{objective}": v for k, v in _ratio_metrics(log_ratio[mine], clip).items()}
         for lag in sorted(set(columns.staleness.tolist())):
             mine = columns.staleness == lag
@@ -88,9 +91,9 @@ class TokenStats:
         return metrics
 
 
-def _entropy_metric(name: str, entropy: Tensor) -> dict[str, float]:
-    """Mean over the tokens that have one; no metric when none has."""
-    known = entropy[~entropy.isnan()]
+def _mean(name: str, column: Tensor) -> dict[str, float]:
+    """Over the tokens that have one; no metric when none has."""
+    known = column[~column.isnan()]
     return {name: float(known.mean())} if len(known) else {}
 
 

@@ -11,13 +11,14 @@ from learner.group_stats import GroupStats
 from learner.token_stats import TokenColumns, TokenStats
 
 
-def columns(ratios, *, entropy=None, objectives=None, staleness=None) -> TokenColumns:
+def columns(ratios, *, entropy=None, kl_reference=None, objectives=None, staleness=None) -> TokenColumns:
     n = len(ratios)
     behaviour = torch.full((n,), -1.0)
     return TokenColumns(
         logprobs=behaviour + torch.tensor(ratios).log(),
         behaviour=behaviour,
         entropy=torch.arange(n).float() if entropy is None else torch.tensor(entropy),
+        kl_reference=torch.full((n,), torch.nan) if kl_reference is None else torch.tensor(kl_reference),
         objectives=torch.tensor(objectives or [0] * n),
         staleness=torch.tensor(staleness or [0] * n),
         losses=torch.zeros(n),
@@ -44,6 +45,12 @@ def test_ratios_by_hand() -> None:
     assert found["kl"] == pytest.approx(sum(r - 1 - x for r, x in zip((2.0, 0.5, 1.1, 1.0), logs, strict=True)) / 4)
     assert found["clipped"] == 0.5
     assert found["ratio_max"] == pytest.approx(2.0)
+
+
+def test_the_divergence_from_a_reference_is_told_where_there_is_one() -> None:
+    assert not [name for name in summary([1.0, 1.0]) if name.startswith("kl_reference")]
+    found = summary([1.0, 1.0, 1.0], kl_reference=[0.25, 0.5, 0.75], objectives=[0, 0, 3])
+    assert (found["kl_reference"], found["kl_reference/solve"], found["kl_reference/reflect"]) == (0.5, 0.375, 0.75)
 
 
 def test_one_token_that_weighs_all_is_one_effective_sample() -> None:
@@ -82,7 +89,8 @@ def test_tokens_without_an_entropy_are_left_out_of_it() -> None:
 def test_columns_travel_as_arrays() -> None:
     sent = columns([1.0, 2.0], objectives=[0, 3], staleness=[1, 2])
     read = TokenColumns.from_arrays(sent.arrays())
-    assert all(torch.equal(getattr(read, name), getattr(sent, name)) for name in sent.arrays())
+    for name in sent.arrays():
+        torch.testing.assert_close(getattr(read, name), getattr(sent, name), rtol=0, atol=0, equal_nan=True)
 
 
 def test_rates_of_the_judge(make_group) -> None:

@@ -116,7 +116,12 @@ def trained(make_group, tiny_model: Path, tmp_path_factory: pytest.TempPathFacto
     """A learner trains two batches."""
     folder = tmp_path_factory.mktemp("metrics")
     settings = Settings.model_validate(
-        {"model": {"path": str(tiny_model)}, "run": {"dir": folder}, "learner": {"max_steps": 2, "lr": 1e-4}}
+        {
+            "model": {"path": str(tiny_model)},
+            "run": {"dir": folder},
+            "learner": {"max_steps": 2, "lr": 1e-4},
+            "loss": {"kl_coef": 0.01},
+        }
     )
     intake: Any = Intake([list(groups(make_group)) for _ in range(2)], settings)
     noted: dict[str, Any] = {}

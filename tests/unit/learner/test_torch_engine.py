@@ -202,9 +202,15 @@ def test_recomputed_old_logprobs_take_the_place_of_the_behaviour(make_engine, jo
 def test_kl_to_the_reference_is_zero_at_first_and_then_pulls_back(make_engine, joint_batch) -> None:
     batches = pack(joint_batch, 1000)
     plain, held = make_engine(), make_engine(loss={"kl_coef": 5.0})
-    assert held.step(batches)["loss"] == pytest.approx(plain.step(batches)["loss"], abs=1e-5)
-    drifted = held.step(batches)["loss"] - plain.step(batches)["loss"]
+    first, without = held.step(batches), plain.step(batches)
+    assert first["loss"] == pytest.approx(without["loss"], abs=1e-5)
+    assert first["kl_reference"] == pytest.approx(0.0, abs=1e-6)
+    assert "kl_reference" not in without
+    second = held.step(batches)
+    drifted = second["loss"] - plain.step(batches)["loss"]
     assert drifted > 1e-3
+    assert second["kl_reference"] > 1e-4
+    assert second["kl_reference/pointwise"] > 0
     frozen = make_engine().model.state_dict()
     assert all(torch.equal(value, frozen[name]) for name, value in held.reference.state_dict().items())
 
