@@ -231,8 +231,8 @@ class Learner(Section):
     """How long a full policy batch waits for judge groups that are still on their way."""
     straggler_wait_s: float = Field(default=10.0, ge=0)
     """How long a full batch waits for older groups that would be too stale at the next one."""
-    advantage: Literal["group_norm", "mean"] = "group_norm"
-    """(r - mean) / (population std + eps), or r - mean (Dr.GRPO)."""
+    advantage: Literal["group_norm", "group_norm_unbiased", "mean"] = "group_norm"
+    """(r - mean) / (std + eps) with the population or the unbiased std, or r - mean (Dr.GRPO)."""
     advantage_eps: float = Field(default=1e-4, gt=0)
     filter_zero_variance: bool = True
     """Leave groups without a contrast out of loss and denominator; others are issued in their place."""
@@ -243,6 +243,9 @@ class Learner(Section):
     lr_min_ratio: Share = 0.1
     """Learning rate at max_steps over its peak (`linear`, `cosine`)."""
     warmup_steps: int = Field(default=5, ge=0)
+    """Optimizer steps over which the rate rises from 0."""
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The same as a share of `max_steps`, rounded up; it replaces `warmup_steps`."""
     adam_betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)

@@ -9,8 +9,9 @@ from common.settings import Learner
 
 def learning_rate(step: int, learner: Learner) -> float:
     """Rate of optimizer step ``step`` (the first is 1): linear warm-up, then the schedule down to its floor."""
-    warm = min(1.0, step / learner.warmup_steps) if learner.warmup_steps else 1.0
-    done = min(1.0, max(0, step - learner.warmup_steps) / max(1, learner.max_steps - learner.warmup_steps))
+    rising = warmup_steps(learner)
+    warm = min(1.0, step / rising) if rising else 1.0
+    done = min(1.0, max(0, step - rising) / max(1, learner.max_steps - rising))
     floor = learner.lr_min_ratio
     shape = {
         "constant": 1.0,
@@ -18,3 +19,8 @@ def learning_rate(step: int, learner: Learner) -> float:
         "cosine": floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done)),
     }[learner.lr_schedule]
     return learner.lr * warm * shape
+
+
+def warmup_steps(learner: Learner) -> int:
+    ratio = learner.warmup_ratio
+    return learner.warmup_steps if ratio is None else math.ceil(ratio * learner.max_steps)

@@ -13,7 +13,7 @@ from learner.samples import to_samples
 REWARDS = st.lists(st.floats(0, 1).map(lambda value: round(value, 3)), min_size=2, max_size=16).map(np.array)
 
 
-@given(REWARDS, st.sampled_from(["group_norm", "mean"]))
+@given(REWARDS, st.sampled_from(["group_norm", "group_norm_unbiased", "mean"]))
 def test_they_sum_to_zero_and_keep_the_order_of_the_rewards(rewards_G, estimator) -> None:
     advantages_G = advantages(rewards_G, estimator, 1e-4)
     assert advantages_G.sum() == pytest.approx(0.0, abs=1e-5)
@@ -32,6 +32,9 @@ def test_group_norm_by_hand() -> None:
     """Mean 1/4; population deviation sqrt(3)/4 = 0.433 (the unbiased one would be 0.5)."""
     found = advantages(np.array([1.0, 0.0, 0.0, 0.0]), "group_norm", 1e-12)
     np.testing.assert_allclose(found, [np.sqrt(3), *[-1 / np.sqrt(3)] * 3], rtol=1e-9)
+    unbiased = advantages(np.array([1.0, 0.0, 0.0, 0.0]), "group_norm_unbiased", 1e-12)
+    np.testing.assert_allclose(unbiased, [1.5, -0.5, -0.5, -0.5], rtol=1e-9)
+    assert advantages(np.array([1.0]), "group_norm_unbiased", 1e-4) == 0  # nothing to be unbiased about
 
 
 @given(REWARDS.filter(lambda r: np.ptp(r) > 0.1), st.floats(0.1, 10), st.floats(-5, 5))

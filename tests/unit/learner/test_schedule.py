@@ -31,6 +31,12 @@ def test_warm_up_is_linear() -> None:
     assert rates(max_steps=8, warmup_steps=4)[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
 
 
+def test_warm_up_as_a_share_of_the_run() -> None:
+    assert rates(max_steps=40, warmup_ratio=0.1, warmup_steps=30)[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert rates(max_steps=10, warmup_ratio=0.03)[0] == 1.0  # rounded up to one step
+    assert rates(max_steps=3, warmup_ratio=0.0) == [1.0, 1.0, 1.0]
+
+
 def test_no_warm_up_starts_at_the_peak() -> None:
     assert rates(max_steps=3, warmup_steps=0) == [1.0, 1.0, 1.0]
 
