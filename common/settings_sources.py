@@ -36,13 +36,15 @@ LIKE_OURS: Final = 0.8
 """Likeness, of 1, from which a name is a misspelt one of ours; compared without the prefix, which all share."""
 
 
-def load_settings(run_file: Path, overrides: Iterable[str] = ()) -> Settings:
-    """Read preset, run file, environment and ``section.key=value`` overrides. Paths in them become absolute.
+def load_settings(run_file: Path | None, overrides: Iterable[str] = ()) -> Settings:
+    """Read preset, run file (if there is one), environment and ``section.key=value`` overrides. Paths in them become absolute.
 
     Raises SettingsError with one sentence that names the key, the value and the nearest known key.
     """
-    file_values = _read_toml(run_file)
-    _make_paths_absolute(file_values, run_file.resolve().parent)
+    file_values: dict[str, Any] = {}
+    if run_file is not None:
+        file_values = _read_toml(run_file)
+        _make_paths_absolute(file_values, run_file.resolve().parent)
     override_values = _parse_overrides(overrides)
     _forget_arguments_of_replaced_sources(file_values, override_values)
     if preset := override_values.get("preset"):
@@ -54,7 +56,7 @@ def load_settings(run_file: Path, overrides: Iterable[str] = ()) -> Settings:
         file_values = _merge(_preset(preset), file_values)
     file_values["preset"] = preset
     _reject_unknown_environment()
-    return _with_secrets(_absolute(_build(file_values, override_values, str(run_file))))
+    return _with_secrets(_absolute(_build(file_values, override_values, str(run_file or "settings"))))
 
 
 def _preset(name: Any) -> dict[str, Any]:
