@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from cli.causes.finding import Finding, several, span
-from cli.causes.members import died, ended, gone, not_running
+from cli.causes.finding import Finding, names, several, span
+from cli.causes.members import died, ended, gone, is_long, not_running, stuck_on_learner
 from cli.progress import waiting_share
 from cli.snapshot import Snapshot
 from cli.status import is_stalled
@@ -17,6 +17,8 @@ STARVED_S: Final = 30.0
 """A wait for groups that is worth a word, whatever was before."""
 LATE_S: Final = 30.0
 """A recycler takes what waits at once, or it hangs."""
+SILENT_S: Final = 10.0
+"""What a learner said so long ago need not be so any more; it says something every 2 s unless it is inside a call."""
 CUT_OFF_S: Final = 30.0
 """The watchdog speaks for a learner that is silent for run.no_progress_s; this long after it nobody does."""
 WAITS_FOR_POLICY: Final = "waiting for policy groups"
@@ -50,27 +52,39 @@ def learner(s: Snapshot) -> Iterator[Finding]:
             do="if this stays: logs/learner.stderr and logs/learner.log of the run",
         )
     for beat in s.living("learner").values():
-        yield from _cut_off(s, beat)
+        yield from _cut_off(s)
         yield from _starved(s, beat)
 
 
-def _cut_off(s: Snapshot, beat: Beat) -> Iterator[Finding]:
-    silent = s.heard_s.get("learner", 0.0)
-    if silent > s.settings.run.no_progress_s + CUT_OFF_S:
-        yield Finding(
-            severity="warning",  # a problem when its sign of life ends: a call may keep the watchdog from speaking
-            code="silent_learner",
-            subject="learner",
-            cause=f"the learner has not been heard of for {span(silent)}: it is dead or cut off, for its watchdog "
-            f"would have spoken after {span(s.settings.run.no_progress_s)}",
-            do="look whether its process lives and reaches the server; restart it: it goes on from its checkpoint",
-        )
+def _cut_off(s: Snapshot) -> Iterator[Finding]:
+    """Silence alone may be a long step; not where another member has stood still for it all the while."""
+    silent, stuck = _silent_s(s), stuck_on_learner(s)
+    overdue = silent > s.settings.run.no_progress_s + CUT_OFF_S
+    if not overdue and not (stuck and silent > SILENT_S):
+        return
+    waiting = f", and {names(stuck)} {'waits' if len(stuck) == 1 else 'wait'} for it" if stuck else ""
+    why = "it hangs, is dead or cut off"
+    if overdue:
+        why += f", for its watchdog would have spoken after {span(s.settings.run.no_progress_s)}"
+    yield Finding(
+        # alone a problem only when its sign of life ends: a call may keep the watchdog from speaking
+        severity="problem" if any(is_long(s, seconds) for seconds in stuck.values()) else "warning",
+        code="silent_learner",
+        subject="learner",
+        cause=f"the learner has not been heard of for {span(silent)}{waiting}: {why}",
+        do="look whether its process lives and reaches the server; restart it (kill one that hangs): it goes on from "
+        "its checkpoint",
+    )
+
+
+def _silent_s(s: Snapshot) -> float:
+    return s.heard_s.get("learner", 0.0)
 
 
 def _starved(s: Snapshot, beat: Beat) -> Iterator[Finding]:
     """It waits for a long time now, or waited for most of the last batches' time."""
     how = _how_starved(s, beat)
-    if s.held or is_stalled(beat) or not how:
+    if s.held or is_stalled(beat) or _silent_s(s) > SILENT_S or not how:
         return
     why, do = _why_starved(s)
     yield Finding(

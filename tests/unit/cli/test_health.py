@@ -108,6 +108,33 @@ def test_a_learner_that_nobody_has_heard_of_is_told_before_its_sign_of_life_ends
     assert codes(replace(HEALTHY, heard_s={"learner": 151.0})) == {"silent_learner": "warning"}
 
 
+def hung(silent_s: float, stalled_s: float, stage: str = "wait_for_tasks") -> Snapshot:
+    """The learner's process was stopped while it waited; the actors wait for its next tasks."""
+    waiting = actor(stalled_s=stalled_s, **{**STALL, "stage": stage})
+    before = learner(state="waiting for policy groups", state_s=60.0, waiting_share=0.9)
+    stopped = with_members(actor_0=waiting, actor_1=waiting, learner=before)
+    return replace(stopped, heard_s={"learner": silent_s})
+
+
+def test_a_hung_learner_is_the_cause_of_the_stalls_that_wait_for_it() -> None:
+    assert codes(hung(130.0, 121.0)) == {"silent_learner": "warning", "stalled": "warning"}
+    found = diagnose(hung(250.0, 241.0))
+    assert [(finding.code, finding.severity) for finding in found] == [
+        ("silent_learner", "problem"),
+        ("stalled", "warning"),
+        ("stalled", "warning"),
+    ]
+    assert "has not been heard of for 4 min, and actor-0, actor-1 wait for it: it hangs" in found[0].cause
+    assert next(iter(codes(hung(250.0, 241.0, stage="generate")))) == "stalled"  # not the learner's matter
+    assert codes(hung(9.0, 121.0)) == {"starved_learner": "warning", "stalled": "warning"}  # it has just spoken
+
+
+def test_a_learner_that_is_silent_is_not_called_starved() -> None:
+    waiting = with_members(learner=learner(state="waiting for policy groups", state_s=60.0, waiting_share=0.9))
+    assert codes(replace(waiting, heard_s={"learner": 9.0})) == {"starved_learner": "warning"}
+    assert codes(replace(waiting, heard_s={"learner": 11.0})) == {}
+
+
 @pytest.mark.parametrize(
     ("beat", "starved"),
     [
