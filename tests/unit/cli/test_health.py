@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import snapshots as on_stage
-from snapshots import HEALTHY, actor, learner, lease, ledger, letter, queue, with_members
+from snapshots import HEALTHY, actor, learner, lease, ledger, letter, queue, row, with_members
 
 from cli.causes.finding import names, several, size, span
 from cli.causes.places import LEAST_FREE
@@ -151,11 +151,48 @@ def test_a_starved_learner(beat: dict[str, Any], starved: bool) -> None:
 
 def test_why_a_learner_starves() -> None:
     starved = with_members(learner=learner(waiting_share=0.9))
-    assert "room for 32 and hold 2: staleness.max_staleness = 1 allows no more ahead" in diagnose(starved)[0].cause
+    ahead = "2 actors wait for tasks as well (holding 2, with room for 32): staleness.max_staleness = 1 allows no more"
+    assert ahead in diagnose(starved)[0].cause
     busy = replace(starved, leases=tuple(lease("actor-0", number) for number in range(16)))
     assert "2 actors hold 16 tasks and 0 more wait: too slow, or too few" in diagnose(busy)[0].cause
     late = replace(starved, queues=(queue("tasks:policy", "actors", undelivered=5),))
     assert "2 actors hold 2 tasks and 5 more wait" in diagnose(late)[0].cause
+
+
+def test_whether_actors_have_enough_to_do_is_told_by_their_time_and_not_by_one_moment() -> None:
+    starved = with_members(learner=learner(waiting_share=0.9))
+    full = replace(starved, leases=tuple(lease("actor-0", number) for number in range(16)))
+    waiting = actor(waiting_share=0.6)
+    assert "wait for tasks as well" in diagnose(with_members(full, actor_0=waiting, actor_1=waiting))[0].cause
+    busy = actor(waiting_share=0.1)
+    assert "too slow, or too few" in diagnose(with_members(starved, actor_0=busy, actor_1=busy))[0].cause
+
+
+def test_a_learner_starves_for_want_of_contrast() -> None:
+    starved = with_members(learner=learner(waiting_share=0.9))
+    filtered = {"trained/policy": 4.0, "filtered/policy": 36.0, "reward/solve": 0.97}
+    [finding] = diagnose(replace(starved, rows=tuple(row(step, **filtered) for step in range(30, 38))))
+    assert "90% of the arriving groups are filtered: all answers right or all wrong (mean reward 0.97)" in finding.cause
+    few = tuple(row(step, **{**filtered, "filtered/policy": 3.0}) for step in range(30, 38))
+    assert "filtered" not in diagnose(replace(starved, rows=few))[0].cause
+
+
+@pytest.mark.parametrize(
+    ("reward", "how"),
+    [
+        (0.0, "all answers are wrong"),
+        (1.0, "all answers are right"),
+        (0.25, "in each of them all answers have the same reward (mean 0.25)"),
+        (None, "no answer could be scored"),
+    ],
+)
+def test_a_learner_that_can_train_nothing_of_what_comes(reward: float | None, how: str) -> None:
+    vain = {"state": "waiting for policy groups", "state_s": 99.0, "no_contrast": {"groups": 2939, "reward": reward}}
+    [finding] = diagnose(with_members(learner=learner(**vain)))
+    assert (finding.code, finding.severity) == ("no_contrast", "problem")
+    assert finding.cause == (
+        f"the learner finds nothing to train: 2,939 groups without contrast in a row, none trained: {how}"
+    )
 
 
 def test_a_run_that_a_user_holds_is_well() -> None:
