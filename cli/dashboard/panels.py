@@ -23,6 +23,10 @@ from common.records import Beat
 BAR: Final = 24
 """Characters of the longest bar."""
 EIGHTHS: Final = "▁▂▃▄▅▆▇█"
+HELD: Final = ("paused by ", "draining by ")
+"""How the state begins of a member that a user holds back."""
+NAME: Final = 12
+"""Columns that a name has in any case."""
 SHORT_NAMES: Final = {
     "balanced_accuracy": "accuracy",
     "pairwise_accuracy": "pairwise",
@@ -37,7 +41,8 @@ def grid(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
     for heading in columns:
         if heading.startswith("<"):
-            table.add_column(heading.removeprefix("<"), no_wrap=True, overflow="ellipsis")
+            least = NAME if heading == "<member" else None
+            table.add_column(heading.removeprefix("<"), no_wrap=True, overflow="ellipsis", min_width=least)
         else:  # where there is little room, texts give way
             table.add_column(heading, no_wrap=True, overflow="ellipsis", justify="right", min_width=len(heading))
     return table
@@ -64,6 +69,7 @@ def throughput(rates: Rates) -> Table:
         ("issue", rates.issue),
         ("generate", rates.generate),
         ("recycle", rates.recycle),
+        ("filtered", rates.filtered),
         ("train", rates.train),
     ):
         table.add_row(name, number(pace.groups_s), number(pace.tokens_s, ".0f"))
@@ -141,7 +147,8 @@ def doing(beat: Beat | None) -> str:
         return f"STALLED {span(float(beat['stalled_s']))}: {beat['stage']}"
     if beat.get("trouble"):
         return f"WEIGHTS DO NOT LOAD: {beat['trouble']}"
-    return str(beat.get("state", "alive"))
+    state = str(beat.get("state", "alive"))
+    return state.partition(" by ")[0] if state.startswith(HELD) else state  # a finding says by whom
 
 
 def version_of(beat: Beat | None) -> str:
