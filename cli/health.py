@@ -27,6 +27,11 @@ RULES: Final[tuple[Callable[[Snapshot], Iterator[Finding]], ...]] = (
 GRAVITY: Final = {"problem": 0, "warning": 1, "note": 2}
 FELL: Final = ("down", "not_started")
 """Of a run that should be there, and is not."""
+REPORT: Final = "the report is report.html in its folder"
+NO_REPORT: Final = (
+    "there is no report yet: `spark up` writes it after its evaluation; if that failed (logs/eval.stderr) or nothing "
+    "runs, `spark up RUN/config.toml` evaluates again, and `spark report RUN` writes a report without"
+)
 SAYS_ALL: Final = ("wedged_recycler", "silent_learner", "stale_actor")
 """Findings that say all that the stall of the same member would."""
 
@@ -71,7 +76,7 @@ def _over(s: Snapshot) -> Finding | None:
     if s.running:
         return None
     if s.folder.ending == "finished" or version >= steps:
-        return _note("finished", finished, "the report is report.html in its folder")
+        return _note("finished", finished, REPORT if s.folder.report else NO_REPORT)
     if s.folder.ending == "drained":
         return _note("drained", f"the run was drained {reached}", "`spark up RUN/config.toml` goes on from there")
     if s.folder.ending == "stopped" or (s.members and not any(gone(s, role) for role in TTL_S)):

@@ -330,6 +330,14 @@ def test_a_run_of_which_nothing_runs(ending: Ending, version: str, expected: dic
     assert codes(over) == expected
 
 
+def test_a_report_is_pointed_to_only_where_there_is_one() -> None:
+    over = replace(NOBODY, progress={"policy_version": "120"})
+    assert diagnose(over)[0].do == "the report is report.html in its folder"
+    [finding] = diagnose(replace(over, folder=folder(report=False)))
+    assert "no report yet" in finding.do
+    assert "`spark report RUN` writes a report" in finding.do
+
+
 def test_a_learner_that_reached_the_last_step_is_not_missed() -> None:
     done = replace(with_members(learner=None), progress={"policy_version": "120"})
     [finding] = diagnose(done)
