@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -14,6 +15,7 @@ import structlog
 from rich.console import Console
 
 from cli.evaluation import Evaluation, build_pool, table
+from cli.plain import plain
 from cli.preflight import check_run
 from cli.progress import Progress
 from cli.report.history import STEP, MetricsReader
@@ -41,6 +43,7 @@ def up(settings: Settings) -> None:
         run,
         lambda states: Progress(settings, run.path, console=console, states=states).watch(),
         announce=lambda streams: _say_steering(run, streams),
+        say=_say,
     )
     summary: dict[str, Any] = {
         "ledger": as_dict(trained.ledger),
@@ -94,6 +97,12 @@ def _say_steering(run: RunDirectory, streams: Streams) -> None:
     """What users have told the run before: a run that was paused stays so, which nobody should have to find out."""
     for line in in_words(run, standing(run, streams)):
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _say(line: str) -> None:
+    """Above the display."""
+    with contextlib.suppress(OSError):  # a full disk behind stdout: a line for people is not worth the run
+        console.print(plain(line, 500), style="yellow", markup=False, soft_wrap=True)
 
 
 def _evaluate(run: RunDirectory) -> dict[str, Any]:
