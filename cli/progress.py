@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cli.report.history import STEP, MetricsReader, Row, total, without_repeats
+from cli.report.history import STEP, MetricsReader, Row, busy_s, total, without_repeats
 from cli.services import services
 from cli.status import CHECK, IN_VAIN
 from common.settings import Settings
@@ -45,17 +45,17 @@ def mean_of(name: str) -> Measure:
 
 
 def per_second(prefix: str) -> Measure:
-    """Counts over the learner's time."""
+    """Counts over the learner's time, pauses left out."""
 
     def measure(rows: Sequence[Row]) -> float | None:
-        seconds = sum(total(row, "seconds/") for row in rows)
+        seconds = sum(map(busy_s, rows))
         return sum(total(row, prefix) for row in rows) / seconds if seconds else None
 
     return measure
 
 
 def waiting_share(rows: Sequence[Row]) -> float | None:
-    seconds = sum(total(row, "seconds/") for row in rows)
+    seconds = sum(map(busy_s, rows))
     return sum(row.get("seconds/wait_for_groups", 0.0) for row in rows) / seconds if seconds else None
 
 
@@ -236,7 +236,7 @@ def seconds_left(rows: Sequence[Row], steps: int) -> float | None:
     made = paced[-1][STEP] - paced[0][STEP]
     if made <= 0:
         return None
-    spent = sum(total(row, "seconds/") for row in paced[1:])
+    spent = sum(map(busy_s, paced[1:]))
     return max(0.0, steps - paced[-1][STEP]) * spent / made
 
 

@@ -247,6 +247,26 @@ def test_wall_time_of_a_resumed_run_counts_all_its_parts(
     assert json.loads(run.summary.read_text(encoding="utf-8"))["wall_s"] == 10.0 + seconds
 
 
+def test_what_was_paused_is_told_beside_the_time_of_training(
+    demo: Callable[..., RunDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = demo('eval.prompts=""')
+    run.create()
+    row = {"policy_version": 7, "seconds/step": 1.0, "seconds/paused": 79.0}
+    run.metrics.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    trained = Trained(finished=True, ledger=BALANCED, wall_s=118.0)
+    console = Console(file=io.StringIO(), width=300, record=True)
+    monkeypatch.setattr(up_module, "console", console)
+    monkeypatch.setattr(up_module, "check_run", lambda _settings: None)
+    monkeypatch.setattr(up_module, "train", lambda *_, **__: trained)
+    monkeypatch.setattr("cli.report.write_report", lambda path: path)
+    monkeypatch.setattr(RunDirectory, "log_to", lambda *_, **__: None)
+    up_module.up(run.settings)
+    assert "39 s of training wall time, and 79 s paused" in console.export_text()
+    summary = json.loads(run.summary.read_text(encoding="utf-8"))
+    assert (summary["wall_s"], summary["paused_s"], summary["policy_version"]) == (118.0, 79.0, 7)
+
+
 def test_a_line_stands_above_the_display_and_steers_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=io.StringIO(), width=80, force_terminal=True, record=True)
     monkeypatch.setattr(up_module, "console", console)

@@ -55,6 +55,10 @@ def test_measures() -> None:
     assert per_second("groups/")(steps) == 5.0
     assert per_second("samples")(steps) == 40.0
     assert waiting_share(steps) == 0.25
+    paused = [row(1), {**row(2), "seconds/paused": 60.0}, row(3)]
+    assert per_second("samples")(paused) == 40.0
+    assert waiting_share(paused) == 0.25
+    assert seconds_left(paused, 13) == pytest.approx(20.0)
     assert per_second("samples")([{STEP: 1.0}]) is None
     assert waiting_share([]) is None
     assert cell(None, ".2f") == "-"

@@ -25,7 +25,7 @@ def batch(waited_s: float, step_s: float) -> dict[str, Any]:
 def test_the_waiting_share_is_of_the_last_batches_time() -> None:
     waiting = WaitingShare()
     assert waiting.after({}) == 0.0
-    assert waiting.after(batch(1.0, 3.0)) == 0.25
+    assert waiting.after({**batch(1.0, 3.0), "seconds/paused": 60.0}) == 0.25
     assert waiting.after(batch(4.0, 0.0)) == 0.625
     for _ in range(RECENT):
         last = waiting.after(batch(0.0, 1.0))
