@@ -76,6 +76,12 @@ def is_stalled(beat: Mapping[str, Any] | None) -> bool:
     return beat is not None and "stalled_s" in beat
 
 
+def version_of(beat: Mapping[str, Any]) -> str:
+    """The policy version that a member has; it says -1 before it has any."""
+    version = int(beat.get("policy_version", -1))
+    return str(version) if version >= 0 else "none"
+
+
 def in_vain(beat: Mapping[str, Any]) -> str:
     """Of a learner that nothing comes to which it could train, what does come; else empty."""
     if "no_contrast" not in beat:
@@ -129,7 +135,7 @@ def _print(seen: Snapshot, findings: Sequence[Finding]) -> None:
         table.add_row(kind, *cells, "yes" if seen.ledger.balances(kind) else "[red]NO[/red]")
     console.print(table)
     for member, beat in seen.members.items():
-        version = f", policy version {beat['policy_version']}" if beat and "policy_version" in beat else ""
+        version = f", policy version {version_of(beat)}" if beat and "policy_version" in beat else ""
         _line(console, f"{member}: {in_words(beat)}{version}", "bold red" if is_stalled(beat) else None)
     for line in values_in_words(seen.steering):
         _line(console, line, None)

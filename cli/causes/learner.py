@@ -200,6 +200,6 @@ def _wedged(beat: Beat, waiting: int, late: float) -> Finding:
         subject="recycler",
         cause=f"the recycler is wedged: it runs, but does not take the {several(waiting, 'group')} before it, the "
         f"oldest of which has waited {span(late)}{standing}; no judge tasks come",
-        do="restart it (end its process; `spark up` starts it again): nothing is lost. `stalled` in logs/recycler.log "
-        "says the call it hangs in",
+        do="restart it (end its process, kill one that hangs; `spark up` starts it again): nothing is lost. `stalled` "
+        "in logs/recycler.log says the call it hangs in",
     )

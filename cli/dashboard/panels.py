@@ -15,7 +15,7 @@ from cli.plain import plain
 from cli.progress import waiting_share
 from cli.report.history import Row
 from cli.snapshot import Snapshot
-from cli.status import is_stalled
+from cli.status import is_stalled, version_of
 from common.messages import OUTCOMES
 from common.observer import Queue
 from common.records import Beat
@@ -130,7 +130,7 @@ def _member(table: Table, s: Snapshot, name: str, pace: Pace) -> None:
     table.add_row(
         plain(name, 24),
         plain(doing(beat), 60) if name in s.members else "has not come up yet",
-        version_of(beat),
+        version_of(beat) if beat and "policy_version" in beat else "-",
         share(pace.waits),
         str(held) if held or (beat and beat.get("role") == "actor") else "",
         number(pace.groups_s) if pace.groups_s is not None else "",
@@ -149,10 +149,6 @@ def doing(beat: Beat | None) -> str:
         return f"WEIGHTS DO NOT LOAD: {beat['trouble']}"
     state = str(beat.get("state", "alive"))
     return state.partition(" by ")[0] if state.startswith(HELD) else state  # a finding says by whom
-
-
-def version_of(beat: Beat | None) -> str:
-    return str(beat["policy_version"]) if beat and "policy_version" in beat else "-"
 
 
 def _waits_of(s: Snapshot, name: str) -> float | None:

@@ -172,6 +172,11 @@ def test_a_long_state_leaves_room_for_the_name() -> None:
     assert any(line.startswith("actor-0 ") for line in lines)
 
 
+def test_before_the_first_weights_an_actor_has_no_version() -> None:
+    lines = drawn(with_members(actor_0=actor(-1, state="waiting for weights")), 80, 24)
+    assert next(line for line in lines if line.startswith("actor-0")).split()[4] == "none"
+
+
 def test_a_wide_screen_says_what_to_do() -> None:
     text = "\n".join(drawn(with_members(actor_0=None), 160, 50))
     assert "do: `spark up` starts it again once its process has ended" in text

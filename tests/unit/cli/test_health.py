@@ -202,6 +202,12 @@ def test_a_run_that_a_user_holds_is_well() -> None:
     held = with_members(learner=waiting)
     text = Steering(mode="paused", by="ann", since=1.0).to_json()
     assert codes(replace(held, steering=steering_of({"steering": text}))) == {"held": "note"}
+    [note] = diagnose(replace(held, steering=steering_of({"steering": text})))
+    assert note.do == "`spark resume RUN` lets it go on"
+    drained = Steering(mode="drained", by="ann", since=1.0)
+    [note] = diagnose(replace(HEALTHY, steering=drained))
+    assert "spark up RUN/config.toml" in note.do
+    assert "resume" not in note.do
     unreadable = steering_of({"steering": "not json"})
     assert codes(replace(held, steering=unreadable)) == {"starved_learner": "warning"}
 
@@ -299,6 +305,10 @@ def test_checkpoints_that_fail() -> None:
 def test_poison_and_alarms() -> None:
     assert codes(replace(HEALTHY, leases=(lease("actor-0", deliveries=2),))) == {}
     assert codes(replace(HEALTHY, leases=(lease("actor-0", deliveries=3),))) == {"suspect_task": "warning"}
+    assert diagnose(replace(HEALTHY, leases=(lease("actor-0", deliveries=3),)))[0].do.startswith("wait: it goes to")
+    fallen = replace(NOBODY, leases=(lease("actor-0", deliveries=3),))
+    suspect = next(finding for finding in diagnose(fallen) if finding.code == "suspect_task")
+    assert "no actor is running, and only one can put it into the dead letters" in suspect.do
     [finding] = diagnose(replace(HEALTHY, dead=Dead(count=2, newest=letter("too long\x1b[2J"))))
     assert finding.cause.startswith("2 poison tasks in the dead letters; the newest, of tasks:policy, gave up after 5")
     assert "\x1b" not in finding.cause

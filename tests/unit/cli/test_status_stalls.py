@@ -52,6 +52,14 @@ def test_a_learner_that_finds_nothing_to_train_says_so() -> None:
     )
 
 
+def test_before_the_first_weights_a_member_has_no_version(
+    run_path: Path, streams: Streams, capsys: pytest.CaptureFixture[str]
+) -> None:
+    streams.heartbeat("actor-0", {"role": "actor", "state": "waiting for weights", "policy_version": -1}, ttl_s=60)
+    status(run_path, as_json=False)
+    assert "actor-0: waiting for weights, policy version none" in capsys.readouterr().out.splitlines()
+
+
 def test_programs_get_the_words_and_the_figures(run_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status(run_path, as_json=True)
     said = json.loads(capsys.readouterr().out)
