@@ -167,9 +167,15 @@ def test_a_paused_run_leaves_names_and_figures_on_a_small_screen() -> None:
     assert f"NOTE: the run is {held}" in " ".join(line.strip() for line in lines)
 
 
-def test_a_long_state_leaves_room_for_the_name() -> None:
-    lines = drawn(with_members(actor_0=actor(trouble="of many words " * 5, behind_s=60.0)), 80, 24)
-    assert any(line.startswith("actor-0 ") for line in lines)
+@pytest.mark.parametrize("state", ["waiting for policy groups", "of many words " * 5])
+def test_a_long_state_leaves_room_for_the_name_and_the_figures(state: str) -> None:
+    busy = actor(groups=500, tokens=30_000)
+    long_name = {"host-of-a-long-name": busy}
+    lines = drawn(with_members(actor_0=busy, learner=learner(state=state), **long_name), 80, 24)
+    assert any(line.startswith("learner ") for line in lines)
+    assert next(line for line in lines if line.startswith("member")).endswith("groups/s  tokens/s")
+    assert next(line for line in lines if line.startswith("actor-0 ")).endswith("10.0       500")
+    assert len(lines) < 24
 
 
 def test_before_the_first_weights_an_actor_has_no_version() -> None:
