@@ -19,6 +19,7 @@ from actors.spans import GroupSpans
 from actors.stages import stage_of
 from actors.suspects import Suspects
 from actors.verifying import PendingVerdicts, Verifying
+from actors.waiting import WaitingShare
 from common.codec import decode
 from common.consumer import Consumer
 from common.errors import InvalidMessage, ServerFull, TaskError
@@ -106,6 +107,7 @@ class Actor:
             "returned": 0,
         }
         self._waited_s = 0.0
+        self._waiting = WaitingShare()
         self._paused_until = float("-inf")
         self._look_again_at = float("-inf")
 
@@ -332,5 +334,6 @@ class Actor:
             trouble=self.policy.trouble,
             apply_failures=self.policy.failures,
             waited_s=round(self._waited_s, 3),
+            waiting_share=self._waiting.after(self._clock(), self._waited_s),
             **self._counts,
         )

@@ -53,12 +53,18 @@ class FolderFacts:
     saved: Saved | None
     deaths: tuple[Death, ...]
     """Of the last hour, oldest first."""
+    report: bool
+    """There is a report."""
 
 
 def read_folder(run: RunDirectory, now: float) -> FolderFacts:
     """``now``: Unix seconds."""
     return FolderFacts(
-        ending=_ending(run), disk=_disk(run.path), saved=_saved(run.path / "checkpoints", now), deaths=_deaths(run, now)
+        ending=_ending(run),
+        disk=_disk(run.path),
+        saved=_saved(run.path / "checkpoints", now),
+        deaths=_deaths(run, now),
+        report=(run.path / "report.html").is_file(),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -15,6 +15,7 @@ from cli.causes.work import work
 from cli.plain import plain
 from cli.snapshot import Snapshot
 from common.heartbeat import TTL_S
+from common.steering import Mode
 
 RULES: Final[tuple[Callable[[Snapshot], Iterator[Finding]], ...]] = (
     places,
@@ -27,6 +28,16 @@ RULES: Final[tuple[Callable[[Snapshot], Iterator[Finding]], ...]] = (
 GRAVITY: Final = {"problem": 0, "warning": 1, "note": 2}
 FELL: Final = ("down", "not_started")
 """Of a run that should be there, and is not."""
+REPORT: Final = "the report is report.html in its folder"
+NO_REPORT: Final = (
+    "there is no report yet: `spark up` writes it after its evaluation; if that failed (logs/eval.stderr) or nothing "
+    "runs, `spark up RUN/config.toml` evaluates again, and `spark report RUN` writes a report without"
+)
+GO_ON: Final[Mapping[Mode, str]] = {
+    "paused": "`spark resume RUN` lets it go on",
+    "draining": "wait: it ends when all in flight is trained; `spark resume RUN` calls the drain off",
+    "drained": "its members are ending; then `spark up RUN/config.toml` goes on from there",
+}
 SAYS_ALL: Final = ("wedged_recycler", "silent_learner", "stale_actor")
 """Findings that say all that the stall of the same member would."""
 
@@ -39,7 +50,7 @@ def diagnose(snapshot: Snapshot) -> list[Finding]:
         return in_order([*found, *(why if over.code in FELL else []), over, *work(snapshot)])
     found += [finding for rule in RULES for finding in rule(snapshot)]
     if held := snapshot.held:
-        found.append(_note("held", f"the run is {plain(held, 120)}", "`spark resume RUN` lets it go on"))
+        found.append(_note("held", f"the run is {plain(held, 120)}", GO_ON[snapshot.steering.mode]))
     return in_order(_without_echoes(found))
 
 
@@ -71,7 +82,7 @@ def _over(s: Snapshot) -> Finding | None:
     if s.running:
         return None
     if s.folder.ending == "finished" or version >= steps:
-        return _note("finished", finished, "the report is report.html in its folder")
+        return _note("finished", finished, REPORT if s.folder.report else NO_REPORT)
     if s.folder.ending == "drained":
         return _note("drained", f"the run was drained {reached}", "`spark up RUN/config.toml` goes on from there")
     if s.folder.ending == "stopped" or (s.members and not any(gone(s, role) for role in TTL_S)):

@@ -15,8 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cli.report.history import STEP, MetricsReader, Row, total, without_repeats
+from cli.report.history import STEP, MetricsReader, Row, busy_s, total, without_repeats
 from cli.services import services
+from cli.status import CHECK, IN_VAIN
 from common.settings import Settings
 
 STALLED: Final = "stalled"
@@ -44,17 +45,17 @@ def mean_of(name: str) -> Measure:
 
 
 def per_second(prefix: str) -> Measure:
-    """Counts over the learner's time."""
+    """Counts over the learner's time, pauses left out."""
 
     def measure(rows: Sequence[Row]) -> float | None:
-        seconds = sum(total(row, "seconds/") for row in rows)
+        seconds = sum(map(busy_s, rows))
         return sum(total(row, prefix) for row in rows) / seconds if seconds else None
 
     return measure
 
 
 def waiting_share(rows: Sequence[Row]) -> float | None:
-    seconds = sum(total(row, "seconds/") for row in rows)
+    seconds = sum(map(busy_s, rows))
     return sum(row.get("seconds/wait_for_groups", 0.0) for row in rows) / seconds if seconds else None
 
 
@@ -135,15 +136,18 @@ class Progress:
         """For a terminal: all of it, ``new`` rows included."""
         self._keep(new)
         if not self._rows:
-            return Text(starting(self._members), overflow="fold")
-        stalls = stalled(self._members)
-        reporting = {member: STALLED if member in stalls else state for member, state in self._members.items() if state}
+            return Group(Text(starting(shortened(self._members)), overflow="fold"), *self._troubles())
+        reporting = {member: state for member, state in shortened(self._members).items() if state}
         return Group(
             bar(self._name, self._rows, self._steps),
             figures(self._rows),
             Text(members_line(reporting), style="dim"),
-            *(Text(f"{member} {state}", style="red", overflow="fold") for member, state in stalls.items()),
+            *self._troubles(),
         )
+
+    def _troubles(self) -> list[Text]:
+        troubles = stalled(self._members) | in_vain(self._members)
+        return [Text(f"{member} {state}", style="red", overflow="fold") for member, state in troubles.items()]
 
     def print_lines(self, new: Sequence[Row]) -> None:
         """For a log: one line for every RECENT optimizer steps, for the last one, and for a member that stalls."""
@@ -157,7 +161,7 @@ class Progress:
 
     def _print_stalls(self) -> None:
         """Once for each stage that a member is stalled in, and each pause; what it waits for may be worded anew."""
-        stalls = stalled(self._members) | held(self._members)
+        stalls = stalled(self._members) | held(self._members) | in_vain(self._members)
         places = {member: state.partition(";")[0] for member, state in stalls.items()}
         for member, place in places.items():
             if self._printed.get(member) != place:
@@ -180,6 +184,17 @@ def starting(members: Mapping[str, str]) -> str:
 def stalled(members: Mapping[str, str]) -> dict[str, str]:
     """Those that get nothing done, with what they wait for."""
     return {member: state for member, state in members.items() if state.startswith(STALLED)}
+
+
+def in_vain(members: Mapping[str, str]) -> dict[str, str]:
+    """The learner to which nothing comes that it could train, with what to do about it."""
+    return {member: f"{state}; {CHECK}" for member, state in members.items() if state.startswith(IN_VAIN)}
+
+
+def shortened(members: Mapping[str, str]) -> dict[str, str]:
+    """Where trouble has a line of its own, its first words."""
+    words = (STALLED, IN_VAIN)
+    return {m: next((word for word in words if state.startswith(word)), state) for m, state in members.items()}
 
 
 def held(members: Mapping[str, str]) -> dict[str, str]:
@@ -221,7 +236,7 @@ def seconds_left(rows: Sequence[Row], steps: int) -> float | None:
     made = paced[-1][STEP] - paced[0][STEP]
     if made <= 0:
         return None
-    spent = sum(total(row, "seconds/") for row in paced[1:])
+    spent = sum(map(busy_s, paced[1:]))
     return max(0.0, steps - paced[-1][STEP]) * spent / made
 
 

@@ -27,6 +27,9 @@ UNBALANCED: Final = 1
 """Exit code when the ledger does not balance."""
 UNHEALTHY: Final = 6
 """Exit code when a finding is a problem."""
+IN_VAIN: Final = "finds nothing to train"
+CHECK: Final = "check the verifier, the answers of the prompts, and whether the prompts are too hard or too easy"
+"""What to do about it."""
 STYLES: Final = {"problem": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -73,12 +76,30 @@ def is_stalled(beat: Mapping[str, Any] | None) -> bool:
     return beat is not None and "stalled_s" in beat
 
 
+def version_of(beat: Mapping[str, Any]) -> str:
+    """The policy version that a member has; it says -1 before it has any."""
+    version = int(beat.get("policy_version", -1))
+    return str(version) if version >= 0 else "none"
+
+
+def in_vain(beat: Mapping[str, Any]) -> str:
+    """Of a learner that nothing comes to which it could train, what does come; else empty."""
+    if "no_contrast" not in beat:
+        return ""
+    groups, reward = beat["no_contrast"]["groups"], beat["no_contrast"]["reward"]
+    how = {None: "no answer could be scored", 0.0: "all answers are wrong", 1.0: "all answers are right"}.get(
+        reward, f"in each of them all answers have the same reward (mean {reward or 0.0:.2f})"
+    )
+    return f"{groups:,} groups without contrast in a row, none trained: {how}"
+
+
 def in_words(beat: Mapping[str, Any] | None, *, seconds: bool = True) -> str:
     """What a member does; of a stalled one where, what it waits for and who should end the wait."""
     if beat is None:
         return "not running"
     if not is_stalled(beat):
-        return str(beat.get("state", "alive"))
+        vain = in_vain(beat)
+        return f"{IN_VAIN}; {vain}" if vain else str(beat.get("state", "alive"))
     duration = f" for {beat['stalled_s']:.0f} s" if seconds else ""
     return f"stalled{duration} in {beat['stage']}; waits for {beat['waits_for']}; unblocked by {beat['unblocked_by']}"
 
@@ -114,7 +135,7 @@ def _print(seen: Snapshot, findings: Sequence[Finding]) -> None:
         table.add_row(kind, *cells, "yes" if seen.ledger.balances(kind) else "[red]NO[/red]")
     console.print(table)
     for member, beat in seen.members.items():
-        version = f", policy version {beat['policy_version']}" if beat and "policy_version" in beat else ""
+        version = f", policy version {version_of(beat)}" if beat and "policy_version" in beat else ""
         _line(console, f"{member}: {in_words(beat)}{version}", "bold red" if is_stalled(beat) else None)
     for line in values_in_words(seen.steering):
         _line(console, line, None)

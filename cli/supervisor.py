@@ -86,6 +86,8 @@ class Supervisor:
     environment: Mapping[str, str]
     server: EmbeddedServer | None = None
     """The run's own server, which is started again as well."""
+    say: Callable[[str], None] = lambda _line: None
+    """A line for whoever watches: somebody died, and is started again."""
     children: list[Child] = field(default_factory=list)
     _told_to_stop: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -130,6 +132,7 @@ class Supervisor:
                     f"{child.member} {child.deaths.in_words(now)}, the last time with {self._end_of(child, code)}"
                 )
             log.warning("up.child_died", member=child.member, exit_code=code, restart_in_s=delay_s)
+            self.say(f"{child.member} died with {self._end_of(child, code)}; it starts again in {delay_s:.0f} s")
             await asyncio.sleep(delay_s)
 
     async def _live(self, child: Child) -> int:
@@ -174,6 +177,7 @@ class Supervisor:
                     f"the embedded server {deaths.in_words(now)}, the last time {_code(code)}; "
                     f"its log is {self.server.log_file}"
                 )
+            self.say(f"the embedded server died with {_code(code)} and starts again; its log is {self.server.log_file}")
             await asyncio.sleep(delay_s if deaths.in_a_row > 1 else 0.0)
             await asyncio.to_thread(self.server.start)
             started_at = time.monotonic()
@@ -186,9 +190,12 @@ class Supervisor:
         return f"{_code(code)}: {self._last_words(child)}; its log is {self.logs / child.member}.log"
 
     def _last_words(self, child: Child) -> str:
-        with self._stderr(child).open("rb") as stderr:
-            stderr.seek(child.said_before)
-            lines = stderr.read().decode("utf-8", errors="replace").strip().splitlines()
+        try:
+            with self._stderr(child).open("rb") as stderr:
+                stderr.seek(child.said_before)
+                lines = stderr.read().decode("utf-8", errors="replace").strip().splitlines()
+        except OSError as error:  # it was never opened, or cannot be now: the others go on
+            return f"what it said cannot be read: {error}"
         return lines[-1].removeprefix("spark: ") if lines else "it said nothing"
 
     async def _stop_all(self) -> None:

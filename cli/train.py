@@ -37,10 +37,15 @@ class Trained:
     wall_s: float
 
 
-def train(run: RunDirectory, watch: Watch, announce: Callable[[Streams], None] = lambda _streams: None) -> Trained:
+def train(
+    run: RunDirectory,
+    watch: Watch,
+    announce: Callable[[Streams], None] = lambda _streams: None,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Trained:
     """Run all processes of ``run`` until the learner has finished. ``watch(states)`` runs beside them (a display).
 
-    ``announce`` is called before the first of them is started.
+    ``announce`` is called before the first of them is started, ``say`` with a line whenever one died.
 
     Raises SparkError when a process is beyond help; everything is stopped then, too.
     """
@@ -58,6 +63,7 @@ def train(run: RunDirectory, watch: Watch, announce: Callable[[Streams], None] =
             run.logs,
             child_environment(url, rebuild=run.settings.redis.rebuild),
             embedded,
+            say=say,
         )
         with shared_memory_freed(run.settings):
             finished = asyncio.run(supervisor.run(lambda: watch(states)))

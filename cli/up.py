@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -14,9 +15,10 @@ import structlog
 from rich.console import Console
 
 from cli.evaluation import Evaluation, build_pool, table
+from cli.plain import plain
 from cli.preflight import check_run
 from cli.progress import Progress
-from cli.report.history import STEP, MetricsReader
+from cli.report.history import STEP, MetricsReader, paused_s, without_repeats
 from cli.rundir import RunDirectory, child_environment
 from cli.starts import record_start
 from cli.status import as_dict
@@ -47,13 +49,16 @@ def _up(run: RunDirectory) -> None:
         run,
         lambda states: Progress(settings, run.path, console=console, states=states).watch(),
         announce=lambda streams: _say_steering(run, streams),
+        say=_say,
     )
+    rows, wall_s = without_repeats(MetricsReader(run.metrics).read()), earlier_wall_s(run.summary) + trained.wall_s
     summary: dict[str, Any] = {
         "ledger": as_dict(trained.ledger),
-        "wall_s": round(earlier_wall_s(run.summary) + trained.wall_s, 1),
+        "wall_s": round(wall_s, 1),
         "finished": trained.finished,
         "drained": trained.drained,
-        "policy_version": last_step(run.metrics),
+        "paused_s": round(min(paused_s(rows), wall_s), 1),
+        "policy_version": int(rows[-1][STEP]) if rows else 0,  # by it a report knows that the run has gone on since
     }
     if trained.finished and settings.eval.prompts:
         summary |= _evaluate(run)
@@ -71,12 +76,6 @@ def earlier_wall_s(summary: Path) -> float:
     except (ValueError, KeyError, TypeError) as error:  # cut off while it was written
         log.warning("up.summary_unreadable", path=str(summary), reason=repr(error))
         return 0.0
-
-
-def last_step(metrics: Path) -> int:
-    """The step that the summary is of: a report knows by it that a run has gone on since."""
-    rows = MetricsReader(metrics).read()
-    return int(rows[-1][STEP]) if rows else 0
 
 
 def pool_name(settings: Settings) -> str:
@@ -100,6 +99,12 @@ def _say_steering(run: RunDirectory, streams: Streams) -> None:
     """What users have told the run before: a run that was paused stays so, which nobody should have to find out."""
     for line in in_words(run, standing(run, streams)):
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _say(line: str) -> None:
+    """Above the display."""
+    with contextlib.suppress(OSError):  # a full disk behind stdout: a line for people is not worth the run
+        console.print(plain(line, 500), style="yellow", markup=False, soft_wrap=True)
 
 
 def _evaluate(run: RunDirectory) -> dict[str, Any]:
@@ -140,7 +145,9 @@ def _show(run: RunDirectory, summary: Mapping[str, Any]) -> None:
     from cli.report import write_report
 
     balance = "balances" if summary["ledger"]["balanced"] else "DOES NOT BALANCE"
-    console.print(f"ledger {balance}; {summary['wall_s']:.0f} s of training wall time")
+    paused_s = summary["paused_s"]
+    paused = f", and {paused_s:.0f} s paused" if paused_s else ""
+    console.print(f"ledger {balance}; {summary['wall_s'] - paused_s:.0f} s of training wall time{paused}")
     if not summary["finished"]:
         console.print(f"{'drained' if summary.get('drained') else 'stopped'}; {advice(run)}")
     console.print(f"report: {write_report(run.path)}")

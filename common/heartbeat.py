@@ -101,7 +101,7 @@ class Heartbeat:
             return f"whether {member} runs is unknown: {error}"
         if left_ms < 0:
             return f"{member} is not running"
-        return f"its last heartbeat was {max(0.0, TTL_S[member] - left_ms / 1000):.0f} s ago"
+        return f"the last heartbeat of {member} was {max(0.0, TTL_S[member] - left_ms / 1000):.0f} s ago"
 
     def _with(self, stall: Stall | None, sign: str) -> dict[str, Any]:
         return {**self._said, "state": "stalled", **stall.fields(sign)} if stall else self._said

@@ -97,6 +97,7 @@ def _run(settings: Settings, watchdog: Watchdog, telemetry: Telemetry) -> None:
                 helm=helm,
                 telemetry=telemetry,
             )
+            heartbeat.ask(parts.intake.figures)
             watchdog.progress()
             version = engine.policy_version
             log.info("learner.started", epoch=taken.fence.epoch, policy_version=version, cursor=taken.cursor)

@@ -13,7 +13,7 @@ RECENT: Final = 10
 
 
 class WaitingShare:
-    """Of the wall time of the last batches, the share spent waiting for groups."""
+    """Of the wall time of the last batches, pauses left out, the share spent waiting for groups."""
 
     def __init__(self) -> None:
         self._spent: deque[tuple[float, float]] = deque(maxlen=RECENT)
@@ -21,6 +21,7 @@ class WaitingShare:
     def after(self, batch: Mapping[str, Any]) -> float:
         """The share with this batch's metrics counted in; 0 before any time was spent."""
         total = sum(float(value) for name, value in batch.items() if name.startswith("seconds/"))
+        total -= float(batch.get("seconds/paused", 0.0))
         self._spent.append((float(batch.get("seconds/wait_for_groups", 0.0)), total))
         spent = sum(seconds for _, seconds in self._spent)
         return round(sum(waited for waited, _ in self._spent) / spent, 3) if spent else 0.0

@@ -46,6 +46,11 @@ class GroupStats:
     def ended(self, outcome: Outcome, kind: Kind) -> None:
         self._counts[f"{outcome}/{kind}"] += 1
 
+    def mean(self, name: str) -> float | None:
+        """Since the last ``take``; None where nothing came."""
+        values = self._values.get(name)
+        return sum(values) / len(values) if values else None
+
     def take(self) -> dict[str, float]:
         """Means and counts since the last call, and the judge panel where a judge task came."""
         metrics = {name: sum(values) / len(values) for name, values in self._values.items() if values}

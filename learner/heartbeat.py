@@ -25,7 +25,7 @@ class Heartbeat:
         self._heartbeat = MemberHeartbeat(streams, "learner", "learner", watchdog, clock)
         self._epoch = epoch
         self._clock = clock
-        self._figures = figures
+        self._figures = [figures]
         self._noted: dict[str, Any] = {}
         self._state = ""
         self._state_since = clock()
@@ -38,13 +38,18 @@ class Heartbeat:
         """What every later sign of life says, until it is noted anew."""
         self._noted |= fields
 
+    def ask(self, figures: Callable[[], Mapping[str, Any]]) -> None:
+        """These too, whenever something is sent."""
+        self._figures.append(figures)
+
     def beat(self, state: str, policy_version: int, **fields: Any) -> None:
         """Tell the state: at once when it changes, otherwise now and then."""
         if state == self._state and not self._heartbeat.due:
             return
         if state != self._state:
             self._state, self._state_since = state, self._clock()
-        more = {"state_s": round(self._clock() - self._state_since, 1), **self._figures(), **self._noted, **fields}
+        asked = {name: value for figures in self._figures for name, value in figures().items()}
+        more = {"state_s": round(self._clock() - self._state_since, 1), **asked, **self._noted, **fields}
         self._heartbeat.beat(state, epoch=self._epoch, policy_version=policy_version, **more)
 
     def stop(self) -> None:

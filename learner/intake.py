@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -24,6 +24,8 @@ log = structlog.get_logger()
 
 BLOCK_MS: Final = 50
 RELIEVE_S: Final = 5.0
+VAIN_ROUNDS: Final = 2
+"""Batches' worth of refill without a contrast that are no bad luck any more."""
 UPDATE: Final = Stage(
     name="update",
     waits_for="the optimizer step, publishing or the checkpoint",
@@ -69,6 +71,8 @@ class Intake:
         self._admission = Admission(streams, issuer, shelf.accounts, settings)
         self._round_robin = DeficitRoundRobin(_mix(settings))
         self._relieved = float("-inf")
+        self._in_vain = 0
+        """Groups since the last batch that were looked at in rounds without any contrast."""
 
     def use(self, settings: Settings) -> None:
         """Other settings from the next batch on."""
@@ -163,6 +167,13 @@ class Intake:
             return 1
         return min(left, most)
 
+    def figures(self) -> dict[str, Any]:
+        """For a sign of life: that group after group comes, and nothing of it can be trained."""
+        learner = self._settings.learner
+        if self._in_vain < VAIN_ROUNDS * int(learner.refill * learner.groups_per_step):
+            return {}
+        return {"no_contrast": {"groups": self._in_vain, "reward": self.shelf.stats.mean("reward/solve")}}
+
     def waiting_for(self, quota: Quota, *, full: bool) -> Stage:
         """What the learner waits for, and who should end the wait. ``full``: the policy part of the batch is there."""
         ready, outstanding = len(self.shelf.ready("policy")), len(self._issuer.outstanding)
@@ -190,6 +201,7 @@ class Intake:
             return False
         if ready == 0 and account.arrived_since_cut:
             log.warning("learner.no_contrast", groups=account.arrived_since_cut)
+            self._in_vain += account.arrived_since_cut
             account.cut()  # all right or all wrong: nothing to learn from, look further
         return ready > 0
 
@@ -228,6 +240,7 @@ class Intake:
             self.shelf.ready("judge"), quota.judge, lambda group: not self.shelf.fresh_next(group)
         )
         groups = in_turn[: quota.policy] + judge
+        self._in_vain = 0
         self.shelf.cut(groups)
         self._deaths.cut()
         if quota.policy:

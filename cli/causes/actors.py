@@ -9,6 +9,7 @@ from cli.causes.finding import Finding, names, several, span
 from cli.causes.members import died, gone, not_running
 from cli.plain import plain
 from cli.snapshot import Snapshot
+from cli.status import version_of
 from common.records import Beat
 
 BEHIND_S: Final = 10.0
@@ -66,8 +67,8 @@ def _is_stale(s: Snapshot, beat: Beat) -> bool:
 
 
 def _version(beat: Beat) -> str:
-    version = int(beat.get("policy_version", -1))
-    return f"version {version}" if version >= 0 else "none"
+    version = version_of(beat)
+    return f"version {version}" if version != "none" else version
 
 
 def _corrupt(s: Snapshot, troubled: dict[str, Beat]) -> Finding:

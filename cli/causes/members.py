@@ -16,8 +16,7 @@ from common.records import lives
 
 OFTEN: Final = 3
 """Deaths in an hour that are more than an accident."""
-WAITS: Final = (
-    "wait_for_groups",
+FOR_LEARNER: Final = (
     "wait_for_room",
     "wait_for_tasks",
     "wait_for_weights",
@@ -25,6 +24,8 @@ WAITS: Final = (
     "ship",
     "issue_judge_tasks",
 )
+"""Stages in which a member waits for the learner."""
+WAITS: Final = ("wait_for_groups", *FOR_LEARNER)
 """Stages in which a member waits for another one."""
 LONG: Final = 2.0
 """A stall of so many times run.no_progress_s is no long step any more."""
@@ -89,6 +90,17 @@ def _dies_again(s: Snapshot) -> Iterator[Finding]:
             )
 
 
+def stuck_on_learner(s: Snapshot) -> dict[str, float]:
+    """Members that stand still until the learner does something, and for how many seconds."""
+    standing = {member: beat for member, beat in s.members.items() if lives(beat) and is_stalled(beat)}
+    return {member: float(beat["stalled_s"]) for member, beat in standing.items() if beat["stage"] in FOR_LEARNER}
+
+
+def is_long(s: Snapshot, stalled_s: float) -> bool:
+    """A stall that is a problem."""
+    return stalled_s > LONG * s.settings.run.no_progress_s
+
+
 def _stalled(s: Snapshot) -> Iterator[Finding]:
     for member, beat in s.members.items():
         if beat is None or not is_stalled(beat):
@@ -96,7 +108,7 @@ def _stalled(s: Snapshot) -> Iterator[Finding]:
         seconds, stage = float(beat["stalled_s"]), str(beat["stage"])
         waits = plain(f"waits for {beat['waits_for']}; unblocked by {beat['unblocked_by']}", 400)
         yield Finding(
-            severity="problem" if seconds > LONG * s.settings.run.no_progress_s else "warning",
+            severity="problem" if is_long(s, seconds) else "warning",
             code="stalled",
             subject=member,
             cause=f"{plain(member, 40)} stands still for {span(seconds)} in {plain(stage, 40)}; {waits}",

@@ -13,6 +13,13 @@ SUSPECT: Final = 3
 """Deliveries of one entry that are no accident. Not more than that of any actor's lease can run out in a busy run."""
 
 
+GIVEN_UP: Final = "wait: it goes to the dead letters with its reason; look at why actors die or fail meanwhile"
+NOBODY_GIVES_UP: Final = (
+    "look at why actors died or failed: no actor is running, and only one can put it into the dead letters, with its "
+    "reason, should the run go on"
+)
+
+
 def work(s: Snapshot) -> Iterator[Finding]:
     yield from _judge(s)
     yield from _suspects(s)
@@ -44,7 +51,7 @@ def _suspects(s: Snapshot) -> Iterator[Finding]:
             cause=f"entry {worst.id} of {worst.stream} looks like poison: it has been delivered {worst.deliveries} "
             f"times (at most {most}) without a result, now to {plain(worst.owner, 40)}; "
             f"{several(len(suspects), 'such task')}",
-            do="wait: it goes to the dead letters with its reason; look at why actors die or fail meanwhile",
+            do=GIVEN_UP if s.living("actor") else NOBODY_GIVES_UP,
         )
 
 

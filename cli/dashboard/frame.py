@@ -29,8 +29,8 @@ TALL: Final = 36
 LEAST_ACTORS: Final = 2
 LABEL: Final = 9
 """Columns of the name before a line."""
-FIXED: Final = 14
-"""Lines of a small screen besides findings and actors: 2 of the head, 6 of throughput and backlog, 3 of members
+FIXED: Final = 15
+"""Lines of a small screen besides findings and actors: 2 of the head, 7 of throughput and backlog, 3 of members
 without actors, and one each of staleness, judge and endings."""
 STYLES: Final = {"problem": "bold red", "warning": "yellow", "note": "dim"}
 

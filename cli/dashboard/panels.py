@@ -15,7 +15,7 @@ from cli.plain import plain
 from cli.progress import waiting_share
 from cli.report.history import Row
 from cli.snapshot import Snapshot
-from cli.status import is_stalled
+from cli.status import is_stalled, version_of
 from common.messages import OUTCOMES
 from common.observer import Queue
 from common.records import Beat
@@ -23,6 +23,10 @@ from common.records import Beat
 BAR: Final = 24
 """Characters of the longest bar."""
 EIGHTHS: Final = "▁▂▃▄▅▆▇█"
+HELD: Final = ("paused by ", "draining by ")
+"""How the state begins of a member that a user holds back."""
+NAME: Final = 8
+"""Columns that a name has in any case."""
 SHORT_NAMES: Final = {
     "balanced_accuracy": "accuracy",
     "pairwise_accuracy": "pairwise",
@@ -33,14 +37,20 @@ PANEL: Final = ("balanced_accuracy", "tpr", "tnr", "ece", "auroc", "pairwise_acc
 
 
 def grid(*columns: str) -> Table:
-    """A table without lines. A heading that starts with ``<`` is of a column of text."""
+    """A table without lines. A heading that starts with ``<`` is of a column of text, each cell a ``one_line``."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
     for heading in columns:
-        if heading.startswith("<"):
-            table.add_column(heading.removeprefix("<"), no_wrap=True, overflow="ellipsis")
-        else:  # where there is little room, texts give way
+        if heading.startswith("<"):  # where there is little room, texts give way: rich narrows what it may wrap
+            least = NAME if heading == "<member" else None
+            table.add_column(heading.removeprefix("<"), overflow="ellipsis", min_width=least)
+        else:
             table.add_column(heading, no_wrap=True, overflow="ellipsis", justify="right", min_width=len(heading))
     return table
+
+
+def one_line(text: str) -> Text:
+    """Cut where it does not fit."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def number(value: float | None, form: str = ".1f") -> str:
@@ -64,9 +74,10 @@ def throughput(rates: Rates) -> Table:
         ("issue", rates.issue),
         ("generate", rates.generate),
         ("recycle", rates.recycle),
+        ("filtered", rates.filtered),
         ("train", rates.train),
     ):
-        table.add_row(name, number(pace.groups_s), number(pace.tokens_s, ".0f"))
+        table.add_row(one_line(name), number(pace.groups_s), number(pace.tokens_s, ".0f"))
     table.add_row("steps/s", number(rates.steps_s, ".2f"), "")
     return table
 
@@ -76,7 +87,7 @@ def backlog(s: Snapshot) -> Table:
     table = grid("<stream -> group", "waits", "held", "oldest")
     for queue in s.queues:
         name = f"{queue.stream} -> {queue.group}"
-        table.add_row(name, str(queue.undelivered), str(queue.pending), age(oldest_s(queue)))
+        table.add_row(one_line(name), str(queue.undelivered), str(queue.pending), age(oldest_s(queue)))
     return table
 
 
@@ -122,9 +133,9 @@ def _member(table: Table, s: Snapshot, name: str, pace: Pace) -> None:
     beat = s.members.get(name)
     held = sum(lease.owner == name for lease in s.leases)
     table.add_row(
-        plain(name, 24),
-        plain(doing(beat), 60) if name in s.members else "has not come up yet",
-        version_of(beat),
+        one_line(plain(name, 24)),
+        one_line(plain(doing(beat), 60) if name in s.members else "has not come up yet"),
+        version_of(beat) if beat and "policy_version" in beat else "-",
         share(pace.waits),
         str(held) if held or (beat and beat.get("role") == "actor") else "",
         number(pace.groups_s) if pace.groups_s is not None else "",
@@ -141,11 +152,8 @@ def doing(beat: Beat | None) -> str:
         return f"STALLED {span(float(beat['stalled_s']))}: {beat['stage']}"
     if beat.get("trouble"):
         return f"WEIGHTS DO NOT LOAD: {beat['trouble']}"
-    return str(beat.get("state", "alive"))
-
-
-def version_of(beat: Beat | None) -> str:
-    return str(beat["policy_version"]) if beat and "policy_version" in beat else "-"
+    state = str(beat.get("state", "alive"))
+    return state.partition(" by ")[0] if state.startswith(HELD) else state  # a finding says by whom
 
 
 def _waits_of(s: Snapshot, name: str) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from cli.report.history import STEP, Row, total
 from cli.snapshot import Snapshot
@@ -24,25 +25,31 @@ class Rates:
     issue: Pace
     generate: Pace
     recycle: Pace
+    filtered: Pace
     train: Pace
     steps_s: float | None
     actors: Mapping[str, Pace]
 
 
-NOTHING = Rates(issue=Pace(), generate=Pace(), recycle=Pace(), train=Pace(), steps_s=None, actors={})
+NOTHING = Rates(issue=Pace(), generate=Pace(), recycle=Pace(), filtered=Pace(), train=Pace(), steps_s=None, actors={})
+STILL_S: Final = 10.0
+STILL_STEPS: Final = 3.0
+"""Without new weights for so long, and for the time of so many batches, the last ones say nothing about now."""
 
 
 def rates(older: Snapshot | None, newer: Snapshot) -> Rates:
     """``older``: some seconds ago; without it only the metrics tell."""
     actors = _actors(older, newer) if older else {}
+    still = stands_still(newer)
     return Rates(
         issue=Pace(groups_s=_issued(older, newer, "policy")),
         generate=Pace(
             groups_s=_sum(p.groups_s for p in actors.values()), tokens_s=_sum(p.tokens_s for p in actors.values())
         ),
         recycle=Pace(groups_s=_issued(older, newer, "judge")),
-        train=_trained(newer.rows),
-        steps_s=_steps(newer.rows),
+        filtered=Pace() if still else _ended(newer.rows, "filtered/"),
+        train=Pace() if still else _ended(newer.rows, "trained/", tokens="tokens"),
+        steps_s=None if still else _steps(newer.rows),
         actors=actors,
     )
 
@@ -88,18 +95,30 @@ def _sum(values: object) -> float | None:
     return sum(known) if known else None
 
 
+def stands_still(s: Snapshot) -> bool:
+    """No step is made: the run is paused, or has made none for longer than its pace explains."""
+    if s.steering.mode == "paused":
+        return True
+    a_batch_s = _elapsed(s.rows) / max(1, len(s.rows) - 1)
+    return s.weights is not None and s.weights.age_s > max(STILL_S, STILL_STEPS * a_batch_s)
+
+
 def _elapsed(rows: Sequence[Row]) -> float:
-    return rows[-1].get("elapsed_s", 0.0) - rows[0].get("elapsed_s", 0.0) if rows else 0.0
+    """Seconds from the first to the last of these batches, without pauses."""
+    if not rows:
+        return 0.0
+    paused = sum(row.get("seconds/paused", 0.0) for row in rows[1:])
+    return rows[-1].get("elapsed_s", 0.0) - rows[0].get("elapsed_s", 0.0) - paused
 
 
-def _trained(rows: Sequence[Row]) -> Pace:
-    """What the last batches trained, over the time between the first and the last of them."""
+def _ended(rows: Sequence[Row], outcome: str, *, tokens: str = "") -> Pace:
+    """How the groups of the last batches ended, over the time between the first and the last of them."""
     seconds, later = _elapsed(rows), rows[1:]
     if seconds <= 0:
         return Pace()
-    tokens = sum(row.get("tokens", 0.0) for row in later)
-    groups = sum(total(row, "trained/") for row in later)
-    return Pace(groups_s=groups / seconds, tokens_s=tokens / seconds if tokens else None)
+    groups = sum(total(row, outcome) for row in later)
+    counted = sum(row.get(tokens, 0.0) for row in later)
+    return Pace(groups_s=groups / seconds, tokens_s=counted / seconds if counted else None)
 
 
 def _steps(rows: Sequence[Row]) -> float | None:

@@ -206,7 +206,7 @@ def _gradient(history: History, bounds: Bounds) -> Chart:
 
 
 def _speed(history: History) -> Chart:
-    spent = history.total("seconds/")
+    spent = history.busy()
     samples = Line(label="samples/s", values=ratio(history.column("samples"), spent), colour="blue")
     tokens = Line(label="trained tokens/s", values=ratio(history.column("tokens"), spent), colour="green")
     return Chart(

@@ -10,6 +10,7 @@ from typing import Final
 
 Row = Mapping[str, float]
 STEP: Final = "policy_version"
+PAUSED: Final = "seconds/paused"
 
 
 class MetricsReader:
@@ -94,9 +95,23 @@ class History:
         """Per row, the sum over all metrics whose names start with ``prefix``."""
         return [total(row, prefix) for row in self.rows]
 
+    def busy(self) -> list[float]:
+        """Per row, the seconds of the learner's time without pauses."""
+        return [busy_s(row) for row in self.rows]
+
 
 def total(row: Row, prefix: str) -> float:
     return sum(value for name, value in row.items() if name.startswith(prefix))
+
+
+def paused_s(rows: Iterable[Row]) -> float:
+    """Seconds that a user held the run back, as far as a step came after them."""
+    return sum(row.get(PAUSED, 0.0) for row in rows)
+
+
+def busy_s(row: Row) -> float:
+    """Seconds of the learner's time, pauses left out."""
+    return total(row, "seconds/") - row.get(PAUSED, 0.0)
 
 
 def read_history(path: Path) -> History:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cli.report.history import paused_s
 from cli.report.material import Material
 from cli.report.tables import FigureRow, balances, figure_rows, ledger_rows
-from cli.report.words import count, listed, number, percent, seconds
+from cli.report.words import count, listed, number, percent, training_time
 
 TOLD = ("policy", "pointwise", "pairwise", "fix", "tts")
 """Figures that the first sentences speak of."""
@@ -36,7 +37,7 @@ def _progress(material: Material) -> Iterator[str]:
     history, summary = material.history, material.summary
     if not history.rows:
         return
-    took = f" in {seconds(summary.wall_s)}" if summary.wall_s else ""
+    took = f" in {training_time(summary.wall_s, paused_s(history.rows))}" if summary.wall_s else ""
     ended = {True: "The run finished", False: "The run was stopped", None: "So far"}[summary.finished]
     steps, samples = number(history.steps[-1]), number(sum(history.total("samples")))
     yield f"{ended}: {steps} optimizer steps{took}, {samples} samples."

@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import tomli_w
 
+from cli.report.history import paused_s
 from cli.report.material import Material
-from cli.report.words import count, number, seconds, when
+from cli.report.words import count, number, seconds, training_time, when
 from cli.starts import Start
 from common.settings import CONFIGS, Settings
 from common.steering import Change
@@ -123,14 +124,14 @@ def folder_of(material: Material) -> str:
 
 def facts(material: Material) -> list[tuple[str, str]]:
     """The head of the report: what ran, and how far."""
-    config, history = material.config, material.history
+    config, history, wall_s = material.config, material.history, material.summary.wall_s
     found: list[tuple[str, str | None]] = [
         ("Preset", config.preset if config else None),
         ("Model", config.model.path if config else None),
         ("Prompts", config.prompts.source if config else None),
         ("Optimizer steps", _steps(material)),
         ("Samples", number(sum(history.total("samples"))) if history.rows else None),
-        ("Training time", None if material.summary.wall_s is None else seconds(material.summary.wall_s)),
+        ("Training time", None if wall_s is None else training_time(wall_s, paused_s(history.rows))),
         ("Started", _started(material)) if material.starts else ("Last step", _last_step(material)),
     ]
     return [(name, shortened(str(value), folder_of(material))) for name, value in found if value]
@@ -166,7 +167,8 @@ def _last_step(material: Material) -> str | None:
 
 def _learner_time(material: Material) -> str | None:
     elapsed = [value for value in material.history.column("elapsed_s") if value == value]
-    return f"{seconds(elapsed[-1])} of steps, publishing and waiting" if elapsed else None
+    busy = elapsed[-1] - paused_s(material.history.rows) if elapsed else 0.0
+    return f"{seconds(busy)} of steps, publishing and waiting" if elapsed else None
 
 
 def _learner_starts(material: Material) -> str | None:

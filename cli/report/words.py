@@ -44,6 +44,12 @@ def seconds(duration: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{duration:.1f} s"
 
 
+def training_time(wall_s: float, paused_s: float) -> str:
+    """Without the pauses, which are told beside it."""
+    paused_s = min(paused_s, wall_s)
+    return f"{seconds(wall_s - paused_s)}, and {seconds(paused_s)} paused" if paused_s else seconds(wall_s)
+
+
 def when(moment: datetime) -> str:
     return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
 

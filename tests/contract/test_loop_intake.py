@@ -319,6 +319,22 @@ def test_where_nothing_has_a_contrast_it_looks_further(make_world) -> None:
     assert world.issued > 8
 
 
+def test_looking_further_in_vain_is_told(make_world) -> None:
+    """After two rounds of the refill; a batch ends it."""
+    world = make_world(refill=2.0)
+    shipped, told = iter([*[(0.0, 0.0)] * 12, *[CONTRAST] * 99]), []
+
+    def ship_one_by_one() -> None:
+        told.append(world.intake.figures())
+        for one in world.claim():
+            world.ship([one], 0, next(shipped))
+
+    world.on_wait = ship_one_by_one
+    world.take(0)
+    assert next(figures for figures in told if figures) == {"no_contrast": {"groups": 8, "reward": 0.0}}
+    assert told[0] == world.intake.figures() == {}
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_it_never_waits_for_groups_that_nobody_will_make(make_world, seed: int) -> None:
     """Groups left over from the last batch, a spent refill and the end of the run together: no one is on the way."""

@@ -150,7 +150,9 @@ def test_an_actor_whose_learner_died_says_what_it_waits_for_and_when_the_learner
     assert (beat["state"], beat["stage"], beat["waits_for"]) == ("stalled", "wait_for_tasks", "a task")
     assert beat["stalled_s"] == 105.0
     assert "the learner" in beat["unblocked_by"]
-    assert any(f"its last heartbeat was {seconds} s ago" in beat["unblocked_by"] for seconds in range(70, 80))
+    assert any(
+        f"the last heartbeat of learner was {seconds} s ago" in beat["unblocked_by"] for seconds in range(70, 80)
+    )
     run.streams.client.delete(run.streams.keys.heartbeat("learner"))
     actor.pass_time(5.0)
     assert "learner is not running" in actor.beat["unblocked_by"]

@@ -110,6 +110,7 @@ HEALTHY = Snapshot(
         disk=Disk(free_bytes=32 << 30, total_bytes=64 << 30),
         saved=Saved(policy_version=20, age_s=12.0, size_bytes=2 << 20),
         deaths=(),
+        report=True,
     ),
 )
 

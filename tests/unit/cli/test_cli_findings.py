@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.live import Live
 
 from cli import evaluate, evaluation
 from cli import export as export_module
@@ -191,7 +194,7 @@ def test_shared_memory_is_freed_at_the_end_of_a_run_whatever_way_it_ends(
     weights = tmp_path / "shm"
 
     class Ending:
-        def __init__(self, *_args: object) -> None: ...
+        def __init__(self, *_args: object, **_options: object) -> None: ...
 
         async def run(self, _watch: object) -> bool:
             (weights / "v1").mkdir(parents=True)
@@ -242,6 +245,36 @@ def test_wall_time_of_a_resumed_run_counts_all_its_parts(
     monkeypatch.setattr(RunDirectory, "log_to", lambda *_, **__: None)
     up_module.up(run.settings)
     assert json.loads(run.summary.read_text(encoding="utf-8"))["wall_s"] == 10.0 + seconds
+
+
+def test_what_was_paused_is_told_beside_the_time_of_training(
+    demo: Callable[..., RunDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = demo('eval.prompts=""')
+    run.create()
+    row = {"policy_version": 7, "seconds/step": 1.0, "seconds/paused": 79.0}
+    run.metrics.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    trained = Trained(finished=True, ledger=BALANCED, wall_s=118.0)
+    console = Console(file=io.StringIO(), width=300, record=True)
+    monkeypatch.setattr(up_module, "console", console)
+    monkeypatch.setattr(up_module, "check_run", lambda _settings: None)
+    monkeypatch.setattr(up_module, "train", lambda *_, **__: trained)
+    monkeypatch.setattr("cli.report.write_report", lambda path: path)
+    monkeypatch.setattr(RunDirectory, "log_to", lambda *_, **__: None)
+    up_module.up(run.settings)
+    assert "39 s of training wall time, and 79 s paused" in console.export_text()
+    summary = json.loads(run.summary.read_text(encoding="utf-8"))
+    assert (summary["wall_s"], summary["paused_s"], summary["policy_version"]) == (118.0, 79.0, 7)
+
+
+def test_a_line_stands_above_the_display_and_steers_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, record=True)
+    monkeypatch.setattr(up_module, "console", console)
+    with Live("the display", console=console, auto_refresh=False):
+        up_module._say("actor-0 died with exit code 1: [red]\x1b[2J")
+    lines = console.export_text().splitlines()
+    assert any(line.endswith("actor-0 died with exit code 1: [red]\\x1b[2J") for line in lines[:-1])
+    assert lines[-1].endswith("the display")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"finished": false}'])

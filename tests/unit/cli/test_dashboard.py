@@ -15,7 +15,10 @@ from cli.dashboard.panels import endings, judge_line, staleness_line
 from cli.dashboard.rates import NOTHING, rates, staleness_shares
 from cli.health import diagnose
 from cli.snapshot import Snapshot
+from common.observer import Announced
+from common.steering import Steering
 
+PAUSED = Steering(mode="paused", by="root@a-host-of-a-long-name", since=NOW)
 MANY = {f"host-{number:02}": actor() for number in range(30)}
 
 
@@ -65,6 +68,28 @@ def test_an_actor_that_was_started_again_has_no_rate() -> None:
     assert rates(None, HEALTHY).actors == {}
     assert rates(HEALTHY, HEALTHY).issue.groups_s is None
     assert rates(None, replace(HEALTHY, rows=())).train.groups_s is None
+
+
+def test_what_is_filtered_has_a_rate_of_its_own() -> None:
+    rows = tuple(row(step, **{"filtered/policy": 90.0, "filtered/judge": 10.0}) for step in range(28, 38))
+    assert rates(None, replace(HEALTHY, rows=rows)).filtered.groups_s == pytest.approx(50.0)
+    assert rates(None, HEALTHY).filtered.groups_s == 0.0
+
+
+def test_a_run_that_stands_still_has_no_pace_of_training() -> None:
+    paused = replace(HEALTHY, steering=PAUSED)
+    late = replace(HEALTHY, weights=Announced(epoch=1, version=37, age_s=10.5))
+    for still in (paused, late):
+        found = rates(None, still)
+        assert (found.train.groups_s, found.filtered.groups_s, found.steps_s) == (None, None, None)
+    slow_rows = tuple({**row(step), "elapsed_s": 60.0 * step} for step in range(28, 38))
+    assert rates(None, replace(late, rows=slow_rows)).train.groups_s == pytest.approx(0.5)
+
+
+def test_a_pause_does_not_slow_the_pace_after_it() -> None:
+    rows = [row(step) for step in range(28, 38)]
+    after = [*rows[:-1], {**rows[-1], "elapsed_s": rows[-1]["elapsed_s"] + 60.0, "seconds/paused": 60.0}]
+    assert rates(None, replace(HEALTHY, rows=tuple(after))).steps_s == pytest.approx(0.5)
 
 
 def test_staleness_is_a_share_of_tokens() -> None:
@@ -127,6 +152,35 @@ def test_on_a_small_screen_members_in_trouble_come_first_and_the_rest_is_summed_
     assert any("more" in line for line in rows)
     tall = drawn(with_members(**{**MANY, **trouble}), 80, 60)
     assert any("STALLED 8 min: generate" in line for line in tall)
+
+
+def test_a_paused_run_leaves_names_and_figures_on_a_small_screen() -> None:
+    held = PAUSED.held
+    idle = actor(state=held, groups=500)
+    paused = with_members(actor_0=idle, actor_1=idle, learner=learner(state=held))
+    lines = drawn(replace(paused, steering=PAUSED), 80, 24)
+    members = [line for line in lines if line.startswith(("member", "learner", "recycler", "actor-"))]
+    assert [line.split()[0] for line in members] == ["member", "learner", "recycler", "actor-0", "actor-1"]
+    assert members[0].split()[-2:] == ["groups/s", "tokens/s"]
+    assert members[3].split()[1] == "paused"
+    assert members[3].split()[-2:] == ["10.0", "0"]
+    assert f"NOTE: the run is {held}" in " ".join(line.strip() for line in lines)
+
+
+@pytest.mark.parametrize("state", ["waiting for policy groups", "of many words " * 5])
+def test_a_long_state_leaves_room_for_the_name_and_the_figures(state: str) -> None:
+    busy = actor(groups=500, tokens=30_000)
+    long_name = {"host-of-a-long-name": busy}
+    lines = drawn(with_members(actor_0=busy, learner=learner(state=state), **long_name), 80, 24)
+    assert any(line.startswith("learner ") for line in lines)
+    assert next(line for line in lines if line.startswith("member")).endswith("groups/s  tokens/s")
+    assert next(line for line in lines if line.startswith("actor-0 ")).endswith("10.0       500")
+    assert len(lines) < 24
+
+
+def test_before_the_first_weights_an_actor_has_no_version() -> None:
+    lines = drawn(with_members(actor_0=actor(-1, state="waiting for weights")), 80, 24)
+    assert next(line for line in lines if line.startswith("actor-0")).split()[4] == "none"
 
 
 def test_a_wide_screen_says_what_to_do() -> None:

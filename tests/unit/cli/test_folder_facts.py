@@ -37,6 +37,12 @@ def test_an_empty_folder_tells_its_disk_only(run: RunDirectory) -> None:
     assert 0 < facts.disk.free_bytes <= facts.disk.total_bytes
 
 
+def test_whether_there_is_a_report(run: RunDirectory) -> None:
+    assert not read_folder(run, NOW).report
+    write(run.path / "report.html", "<html>")
+    assert read_folder(run, NOW).report
+
+
 @pytest.mark.parametrize(
     ("summary", "metrics_at", "ending"),
     [

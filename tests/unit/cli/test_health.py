@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import snapshots as on_stage
-from snapshots import HEALTHY, actor, learner, lease, ledger, letter, queue, with_members
+from snapshots import HEALTHY, actor, learner, lease, ledger, letter, queue, row, with_members
 
 from cli.causes.finding import names, several, size, span
 from cli.causes.places import LEAST_FREE
@@ -108,6 +108,33 @@ def test_a_learner_that_nobody_has_heard_of_is_told_before_its_sign_of_life_ends
     assert codes(replace(HEALTHY, heard_s={"learner": 151.0})) == {"silent_learner": "warning"}
 
 
+def hung(silent_s: float, stalled_s: float, stage: str = "wait_for_tasks") -> Snapshot:
+    """The learner's process was stopped while it waited; the actors wait for its next tasks."""
+    waiting = actor(stalled_s=stalled_s, **{**STALL, "stage": stage})
+    before = learner(state="waiting for policy groups", state_s=60.0, waiting_share=0.9)
+    stopped = with_members(actor_0=waiting, actor_1=waiting, learner=before)
+    return replace(stopped, heard_s={"learner": silent_s})
+
+
+def test_a_hung_learner_is_the_cause_of_the_stalls_that_wait_for_it() -> None:
+    assert codes(hung(130.0, 121.0)) == {"silent_learner": "warning", "stalled": "warning"}
+    found = diagnose(hung(250.0, 241.0))
+    assert [(finding.code, finding.severity) for finding in found] == [
+        ("silent_learner", "problem"),
+        ("stalled", "warning"),
+        ("stalled", "warning"),
+    ]
+    assert "has not been heard of for 4 min, and actor-0, actor-1 wait for it: it hangs" in found[0].cause
+    assert next(iter(codes(hung(250.0, 241.0, stage="generate")))) == "stalled"  # not the learner's matter
+    assert codes(hung(9.0, 121.0)) == {"starved_learner": "warning", "stalled": "warning"}  # it has just spoken
+
+
+def test_a_learner_that_is_silent_is_not_called_starved() -> None:
+    waiting = with_members(learner=learner(state="waiting for policy groups", state_s=60.0, waiting_share=0.9))
+    assert codes(replace(waiting, heard_s={"learner": 9.0})) == {"starved_learner": "warning"}
+    assert codes(replace(waiting, heard_s={"learner": 11.0})) == {}
+
+
 @pytest.mark.parametrize(
     ("beat", "starved"),
     [
@@ -124,11 +151,48 @@ def test_a_starved_learner(beat: dict[str, Any], starved: bool) -> None:
 
 def test_why_a_learner_starves() -> None:
     starved = with_members(learner=learner(waiting_share=0.9))
-    assert "room for 32 and hold 2: staleness.max_staleness = 1 allows no more ahead" in diagnose(starved)[0].cause
+    ahead = "2 actors wait for tasks as well (holding 2, with room for 32): staleness.max_staleness = 1 allows no more"
+    assert ahead in diagnose(starved)[0].cause
     busy = replace(starved, leases=tuple(lease("actor-0", number) for number in range(16)))
     assert "2 actors hold 16 tasks and 0 more wait: too slow, or too few" in diagnose(busy)[0].cause
     late = replace(starved, queues=(queue("tasks:policy", "actors", undelivered=5),))
     assert "2 actors hold 2 tasks and 5 more wait" in diagnose(late)[0].cause
+
+
+def test_whether_actors_have_enough_to_do_is_told_by_their_time_and_not_by_one_moment() -> None:
+    starved = with_members(learner=learner(waiting_share=0.9))
+    full = replace(starved, leases=tuple(lease("actor-0", number) for number in range(16)))
+    waiting = actor(waiting_share=0.6)
+    assert "wait for tasks as well" in diagnose(with_members(full, actor_0=waiting, actor_1=waiting))[0].cause
+    busy = actor(waiting_share=0.1)
+    assert "too slow, or too few" in diagnose(with_members(starved, actor_0=busy, actor_1=busy))[0].cause
+
+
+def test_a_learner_starves_for_want_of_contrast() -> None:
+    starved = with_members(learner=learner(waiting_share=0.9))
+    filtered = {"trained/policy": 4.0, "filtered/policy": 36.0, "reward/solve": 0.97}
+    [finding] = diagnose(replace(starved, rows=tuple(row(step, **filtered) for step in range(30, 38))))
+    assert "90% of the arriving groups are filtered: all answers right or all wrong (mean reward 0.97)" in finding.cause
+    few = tuple(row(step, **{**filtered, "filtered/policy": 3.0}) for step in range(30, 38))
+    assert "filtered" not in diagnose(replace(starved, rows=few))[0].cause
+
+
+@pytest.mark.parametrize(
+    ("reward", "how"),
+    [
+        (0.0, "all answers are wrong"),
+        (1.0, "all answers are right"),
+        (0.25, "in each of them all answers have the same reward (mean 0.25)"),
+        (None, "no answer could be scored"),
+    ],
+)
+def test_a_learner_that_can_train_nothing_of_what_comes(reward: float | None, how: str) -> None:
+    vain = {"state": "waiting for policy groups", "state_s": 99.0, "no_contrast": {"groups": 2939, "reward": reward}}
+    [finding] = diagnose(with_members(learner=learner(**vain)))
+    assert (finding.code, finding.severity) == ("no_contrast", "problem")
+    assert finding.cause == (
+        f"the learner finds nothing to train: 2,939 groups without contrast in a row, none trained: {how}"
+    )
 
 
 def test_a_run_that_a_user_holds_is_well() -> None:
@@ -138,6 +202,12 @@ def test_a_run_that_a_user_holds_is_well() -> None:
     held = with_members(learner=waiting)
     text = Steering(mode="paused", by="ann", since=1.0).to_json()
     assert codes(replace(held, steering=steering_of({"steering": text}))) == {"held": "note"}
+    [note] = diagnose(replace(held, steering=steering_of({"steering": text})))
+    assert note.do == "`spark resume RUN` lets it go on"
+    drained = Steering(mode="drained", by="ann", since=1.0)
+    [note] = diagnose(replace(HEALTHY, steering=drained))
+    assert "spark up RUN/config.toml" in note.do
+    assert "resume" not in note.do
     unreadable = steering_of({"steering": "not json"})
     assert codes(replace(held, steering=unreadable)) == {"starved_learner": "warning"}
 
@@ -235,6 +305,10 @@ def test_checkpoints_that_fail() -> None:
 def test_poison_and_alarms() -> None:
     assert codes(replace(HEALTHY, leases=(lease("actor-0", deliveries=2),))) == {}
     assert codes(replace(HEALTHY, leases=(lease("actor-0", deliveries=3),))) == {"suspect_task": "warning"}
+    assert diagnose(replace(HEALTHY, leases=(lease("actor-0", deliveries=3),)))[0].do.startswith("wait: it goes to")
+    fallen = replace(NOBODY, leases=(lease("actor-0", deliveries=3),))
+    suspect = next(finding for finding in diagnose(fallen) if finding.code == "suspect_task")
+    assert "no actor is running, and only one can put it into the dead letters" in suspect.do
     [finding] = diagnose(replace(HEALTHY, dead=Dead(count=2, newest=letter("too long\x1b[2J"))))
     assert finding.cause.startswith("2 poison tasks in the dead letters; the newest, of tasks:policy, gave up after 5")
     assert "\x1b" not in finding.cause
@@ -264,6 +338,14 @@ NOBODY = replace(HEALTHY, members=dict.fromkeys(HEALTHY.members))
 def test_a_run_of_which_nothing_runs(ending: Ending, version: str, expected: dict[str, str]) -> None:
     over = replace(NOBODY, folder=folder(ending=ending), progress={"policy_version": version})
     assert codes(over) == expected
+
+
+def test_a_report_is_pointed_to_only_where_there_is_one() -> None:
+    over = replace(NOBODY, progress={"policy_version": "120"})
+    assert diagnose(over)[0].do == "the report is report.html in its folder"
+    [finding] = diagnose(replace(over, folder=folder(report=False)))
+    assert "no report yet" in finding.do
+    assert "`spark report RUN` writes a report" in finding.do
 
 
 def test_a_learner_that_reached_the_last_step_is_not_missed() -> None:

@@ -26,6 +26,7 @@ from cli.progress import (
     waiting_share,
 )
 from cli.report.history import STEP, Row
+from cli.status import CHECK
 from common.settings import Learner, Settings
 
 SETTINGS = Settings(learner=Learner(max_steps=120))
@@ -54,6 +55,10 @@ def test_measures() -> None:
     assert per_second("groups/")(steps) == 5.0
     assert per_second("samples")(steps) == 40.0
     assert waiting_share(steps) == 0.25
+    paused = [row(1), {**row(2), "seconds/paused": 60.0}, row(3)]
+    assert per_second("samples")(paused) == 40.0
+    assert waiting_share(paused) == 0.25
+    assert seconds_left(paused, 13) == pytest.approx(20.0)
     assert per_second("samples")([{STEP: 1.0}]) is None
     assert waiting_share([]) is None
     assert cell(None, ".2f") == "-"
@@ -205,6 +210,29 @@ def test_a_stalled_member_has_a_line_of_its_own(tmp_path: Path) -> None:
     text = shown(progress.view(rows(3)), width=100)
     assert "learner stalled, actor-0 generating" in text
     assert f"learner {STALL}" in text
+
+
+VAIN = "finds nothing to train; 2,939 groups without contrast in a row, none trained: all answers are wrong"
+
+
+def test_a_learner_that_finds_nothing_to_train_is_told_before_the_first_step(tmp_path: Path) -> None:
+    progress = Progress(SETTINGS, tmp_path, console=Console(), states=dict)
+    progress._members = {"learner": VAIN, "actor-0": "generating"}
+    lines = shown(progress.view(), width=300).splitlines()
+    assert lines == [
+        "starting: learner finds nothing to train, actor-0 generating; waiting for the first optimizer step",
+        f"learner {VAIN}; {CHECK}",
+    ]
+    assert f"learner {VAIN}; {CHECK}" in shown(progress.view(rows(3)), width=300)
+
+
+def test_a_log_gets_one_line_when_nothing_can_be_trained(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=300, force_terminal=False, record=True)
+    progress = Progress(SETTINGS, tmp_path, console=console, states=dict)
+    for state in (VAIN, VAIN.replace("2,939", "3,051")):
+        progress._members = {"learner": state}
+        progress.print_lines([])
+    assert console.export_text().splitlines() == [f"learner {VAIN}; {CHECK}"]
 
 
 def test_a_log_gets_one_line_when_a_member_stalls(tmp_path: Path) -> None:

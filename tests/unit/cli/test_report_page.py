@@ -21,9 +21,10 @@ from cli.report import write_report
 from cli.report.charts import Bounds, Chart, Line, Mark, Panel
 from cli.report.curves import sections
 from cli.report.history import STEP, History
+from cli.report.lede import lede
 from cli.report.material import read_material
 from cli.report.palette import PALETTE
-from cli.report.provenance import facts
+from cli.report.provenance import circumstances, facts
 from cli.report.words import number, points, seconds
 from common.settings import Staleness
 
@@ -381,6 +382,18 @@ def test_powers_of_ten(value: float, text: str) -> None:
 )
 def test_numbers_for_people(form: Callable[[float], str], value: float, text: str) -> None:
     assert form(value) == text
+
+
+def test_a_pause_is_no_training_time(run: Path) -> None:
+    rows = [{STEP: i, "samples": 8.0, "seconds/step": 1.0, "elapsed_s": 20.0} for i in range(1, 4)]
+    rows[1]["seconds/paused"] = 15.0
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    material = read_material(run)
+    assert dict(facts(material))["Training time"] == "1 min 0 s, and 15.0 s paused"
+    assert "5.0 s of steps, publishing and waiting" in dict(circumstances(material)).values()
+    assert "3 optimizer steps in 1 min 0 s, and 15.0 s paused, 24" in " ".join(lede(material))
+    [speed] = [c for section in sections(material.history, Bounds()) for c in section.charts if c.slug == "speed"]
+    assert speed.panels[0].lines[0].values == pytest.approx([8.0, 8.0, 8.0])
 
 
 def test_facts_leave_out_what_is_unknown(tmp_path: Path) -> None:

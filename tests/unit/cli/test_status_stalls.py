@@ -11,7 +11,7 @@ import pytest
 
 from cli import status as module
 from cli.rundir import RunDirectory
-from cli.status import status
+from cli.status import in_words, status
 from common.settings import Settings
 from common.streams import Streams
 
@@ -43,6 +43,21 @@ def test_stalls_are_told_in_words(run_path: Path, capsys: pytest.CaptureFixture[
         "groups, policy version 7"
     ) in lines
     assert "actor-0: generating, policy version 7" in lines
+
+
+def test_a_learner_that_finds_nothing_to_train_says_so() -> None:
+    beat = {"state": "waiting for policy groups", "no_contrast": {"groups": 2939, "reward": 0.0}}
+    assert in_words(beat) == (
+        "finds nothing to train; 2,939 groups without contrast in a row, none trained: all answers are wrong"
+    )
+
+
+def test_before_the_first_weights_a_member_has_no_version(
+    run_path: Path, streams: Streams, capsys: pytest.CaptureFixture[str]
+) -> None:
+    streams.heartbeat("actor-0", {"role": "actor", "state": "waiting for weights", "policy_version": -1}, ttl_s=60)
+    status(run_path, as_json=False)
+    assert "actor-0: waiting for weights, policy version none" in capsys.readouterr().out.splitlines()
 
 
 def test_programs_get_the_words_and_the_figures(run_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

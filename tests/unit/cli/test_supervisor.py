@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,8 @@ async def _watch() -> None:
     await asyncio.Event().wait()
 
 
-def run(tmp_path: Path) -> bool:
-    supervisor = Supervisor(SERVICES, tmp_path / "config.toml", tmp_path / "logs", dict(os.environ))
+def run(tmp_path: Path, say: Callable[[str], None] = lambda _line: None) -> bool:
+    supervisor = Supervisor(SERVICES, tmp_path / "config.toml", tmp_path / "logs", dict(os.environ), say=say)
     return asyncio.run(supervisor.run(_watch))
 
 
@@ -90,6 +91,25 @@ def test_a_child_that_dies_once_is_started_again(tmp_path: Path) -> None:
     script(tmp_path, "import os\nif not os.path.exists('once'):\n    open('once', 'w').close()\n    os._exit(7)")
     assert run(tmp_path) is True
     assert (tmp_path / "once").exists()
+
+
+def test_whoever_watches_is_told_of_a_death(tmp_path: Path) -> None:
+    said: list[str] = []
+    dies_once = "import os\nif not os.path.exists('once'):\n    open('once', 'w').close()\n    sys.exit('no luck')"
+    script(tmp_path, dies_once)
+    run(tmp_path, said.append)
+    [line] = [line for line in said if line.startswith("learner")]
+    assert line.startswith("learner died with exit code 1: no luck; its log is ")
+    assert line.endswith("learner.log; it starts again in 0 s")
+
+
+def test_words_that_cannot_be_read_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk lets no file be opened: the child has died, and is tried again like any other."""
+    monkeypatch.setattr(Supervisor, "_stderr", lambda self, child: tmp_path / "nowhere" / child.member)
+    said: list[str] = []
+    with pytest.raises(SparkError, match=r"died 6 times in a row.*what it said cannot be read"):
+        run(tmp_path, said.append)
+    assert said
 
 
 def test_an_actor_that_ends_by_itself_is_started_again(tmp_path: Path) -> None:
@@ -262,17 +282,21 @@ while not Path("server-lives").exists():
 """
 
 
-def run_with(server: Server, tmp_path: Path) -> bool:
-    supervisor = Supervisor(SERVICES, tmp_path / "config.toml", tmp_path / "logs", dict(os.environ), server)  # type: ignore[arg-type]
+def run_with(server: Server, tmp_path: Path, say: Callable[[str], None] = lambda _line: None) -> bool:
+    paths = tmp_path / "config.toml", tmp_path / "logs"
+    supervisor = Supervisor(SERVICES, *paths, dict(os.environ), server, say=say)  # type: ignore[arg-type]
     return asyncio.run(supervisor.run(_watch))
 
 
 def test_a_server_that_died_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SERVER_LOOK_S", 0.01)
     script(tmp_path, WHEN_THE_SERVER_LIVES)
-    server = Server(3)
-    assert run_with(server, tmp_path) is True
+    server, said = Server(3), []
+    assert run_with(server, tmp_path, said.append) is True
     assert server.starts == 3
+    told = [line for line in said if "server" in line]
+    assert len(told) == 3
+    assert told[0].startswith("the embedded server died with SIGKILL")
 
 
 def test_a_server_that_keeps_dying_is_given_up_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def batch(waited_s: float, step_s: float) -> dict[str, Any]:
 def test_the_waiting_share_is_of_the_last_batches_time() -> None:
     waiting = WaitingShare()
     assert waiting.after({}) == 0.0
-    assert waiting.after(batch(1.0, 3.0)) == 0.25
+    assert waiting.after({**batch(1.0, 3.0), "seconds/paused": 60.0}) == 0.25
     assert waiting.after(batch(4.0, 0.0)) == 0.625
     for _ in range(RECENT):
         last = waiting.after(batch(0.0, 1.0))
@@ -48,8 +48,10 @@ def test_a_sign_of_life_carries_what_was_noted_and_what_is_asked(streams, said) 
     heartbeat.beat("updating", 3)
     assert (said()["state_s"], said()["disk_free_mb"]) == (0.0, 0)
     heartbeat.note(waiting_share=0.5)
+    heartbeat.ask(lambda: {"no_contrast": 8})
     clock.now = 7.0
     heartbeat.beat("updating", 4)
+    assert said()["no_contrast"] == 8
     assert (said()["state_s"], said()["disk_free_mb"], said()["waiting_share"]) == (7.0, 1, 0.5)
     clock.now = 8.0
     heartbeat.beat("waiting for policy groups", 4)
