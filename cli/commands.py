@@ -165,7 +165,10 @@ class Status(Command):
 
 
 class Top(Command):
-    """Show a run on one screen while it goes on: throughput, backlog, members, judge, and what is wrong. q leaves."""
+    """Show a run on one screen while it goes on: throughput, backlog, members, judge, and what is wrong. q leaves.
+
+    With --once exit code 3 when no server answers.
+    """
 
     run: CliPositionalArg[Path]
     """Run directory."""
