@@ -422,6 +422,7 @@ class Spark(BaseSettings):
         cli_implicit_flags=True,
         cli_parse_args=True,
         cli_enforce_required=True,
+        cli_exit_on_error=False,  # cli.__main__ says it, in the user's own spelling
         cli_hide_none_type=True,
         cli_avoid_json=True,
         use_attribute_docstrings=True,

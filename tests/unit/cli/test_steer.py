@@ -35,6 +35,9 @@ def assignments(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[list[
 def test_values_reach_the_command_whole(monkeypatch) -> None:
     given = ["learner.lr=1e-4", "recycler.mix={pointwise=0.5, reflect=0.2}"]
     assert assignments(monkeypatch, "runs/r", *given, "--wait", "3") == (given, 3.0)
+    assert assignments(monkeypatch, "runs/r", "--wait=3", *given) == (given, 3.0)
+    assert assignments(monkeypatch, "--wait", "3", "runs/r", *given) == (given, 3.0)
+    assert assignments(monkeypatch, "runs/r", given[0], "--wait", "3", given[1]) == (given, 3.0)
     assert assignments(monkeypatch, "runs/a=b") == ([], 10.0)
     assert keep_overrides_whole(["set", "runs/a=b", "x=1 2"]) == ["set", "runs/a=b", "x%3D1%202"]
 
