@@ -184,7 +184,9 @@ class Actor:
             self._working[delivery.key] = (delivery, self._working[delivery.key][1])
             return None
         if delivery.deliveries > self._max_deliveries:
-            return self._bury(delivery, f"delivered {delivery.deliveries - 1} times without a result")
+            return self._bury(
+                delivery, f"delivered {delivery.deliveries - 1} times without a result; this delivery buries it"
+            )
         if self._suspects.includes(delivery):
             return self._suspects.set_aside(delivery)
         return self._begin(delivery)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from pydantic import ValidationError
 
@@ -33,7 +33,9 @@ def main() -> None:
         where = ".".join(str(part) for part in first["loc"])
         sys.exit(_complain(f"{where}: {first['msg']}", 2))
     except CommandLineError as error:
-        sys.exit(_complain(str(error), 2))
+        sentence = unquote(str(error).removeprefix("error parsing CLI: ").removeprefix("Error: ").partition("\n")[0])
+        command = " ".join(["spark", *(name for name in sys.argv[1:2] if name in Spark.model_fields)])
+        sys.exit(_complain(f"{sentence}; `{command} --help` tells what there is", 2))
     except OSError as error:
         _log_failure()
         sys.exit(_complain(" ".join(str(error).split()), 1))
@@ -44,7 +46,7 @@ def main() -> None:
 def keep_overrides_whole(arguments: list[str]) -> list[str]:
     """The values of ``--set`` percent-encoded: pydantic-settings would split them at commas and drop their quotes."""
     whole: list[str] = []
-    for argument in arguments:
+    for argument in options_last(arguments) if arguments[:1] == ["set"] else arguments:
         name, equals, value = argument.partition("=")
         if whole and whole[-1] in SET:
             whole.append(quote(argument))
@@ -55,6 +57,16 @@ def keep_overrides_whole(arguments: list[str]) -> list[str]:
         else:
             whole.append(argument)
     return whole
+
+
+def options_last(arguments: list[str]) -> list[str]:
+    """Of `spark set`: its parser takes no assignment behind an option, and no user should have to know that."""
+    words: list[str] = []
+    options: list[str] = []
+    for argument in arguments:
+        of_option = options[-1:] == ["--wait"]  # its value
+        (options if of_option or argument.startswith("-") else words).append(argument)
+    return words + options
 
 
 def _log_failure() -> None:

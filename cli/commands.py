@@ -166,7 +166,10 @@ class Status(Command):
 
 
 class Top(Command):
-    """Show a run on one screen while it goes on: throughput, backlog, members, judge, and what is wrong. q leaves."""
+    """Show a run on one screen while it goes on: throughput, backlog, members, judge, and what is wrong. q leaves.
+
+    With --once exit code 3 when no server answers.
+    """
 
     run: CliPositionalArg[Path]
     """Run directory."""
@@ -420,6 +423,7 @@ class Spark(BaseSettings):
         cli_implicit_flags=True,
         cli_parse_args=True,
         cli_enforce_required=True,
+        cli_exit_on_error=False,  # cli.__main__ says it, in the user's own spelling
         cli_hide_none_type=True,
         cli_avoid_json=True,
         use_attribute_docstrings=True,

@@ -8,6 +8,7 @@ from typing import Final
 from cli.completion_spec import SHELLS, Command, Option, Value, commands, settings
 from cli.tail import OTHERS, STREAMS
 from common.errors import SettingsError
+from common.live import LIVE
 
 
 def script(shell: str) -> str:
@@ -76,6 +77,7 @@ _spark() {
     case $want in
         words:*) COMPREPLY=($(IFS=' '; compgen -W "${want#words:}" -- "$cur")) ;;
         setting) COMPREPLY=($(IFS=' '; compgen -S = -W '@SETTINGS@' -- "$cur")); compopt -o nospace ;;
+        live) COMPREPLY=($(IFS=' '; compgen -S = -W '@LIVE@' -- "$cur")); compopt -o nospace ;;
         file) COMPREPLY=($(compgen -f -- "$cur")); compopt -o filenames ;;
         toml) COMPREPLY=($(compgen -f -X '!*.toml' -- "$cur") $(compgen -d -- "$cur")); compopt -o filenames ;;
         run)
@@ -85,7 +87,7 @@ _spark() {
             (( ${#COMPREPLY[@]} )) || COMPREPLY=($(compgen -d -- "$cur"))
             compopt -o filenames ;;
     esac
-    if [[ $want == words:* || $want == setting ]]; then  # readline replaces what follows the last : or = only
+    if [[ $want == words:* || $want == setting || $want == live ]]; then  # readline replaces what follows : or =
         skip=${cur%"${cur##*[:=]}"}
         COMPREPLY=("${COMPREPLY[@]#"$skip"}")
     fi
@@ -105,6 +107,7 @@ def _bash(known: Sequence[Command]) -> str:
         .replace("@OPTIONS@", "\n".join(options))
         .replace("@PLACES@", "\n".join(places))
         .replace("@SETTINGS@", " ".join(settings()))
+        .replace("@LIVE@", " ".join(LIVE))
     )
 
 
@@ -130,6 +133,7 @@ _spark_runs() {
     (( $#runs )) && compadd -f -- $runs || _files -/
 }
 _spark_settings() { compadd -S = -- @SETTINGS@ }
+_spark_live() { compadd -S = -- @LIVE@ }
 @FUNCTIONS@
 if [[ $funcstack[1] == _spark ]]; then _spark "$@"; else compdef _spark spark; fi
 """
@@ -138,13 +142,15 @@ ZSH_ACTIONS: Final = {
     "toml": '_files -g "*.toml"',
     "file": "_files",
     "setting": "_spark_settings",
+    "live": "_spark_live",
     "nothing": " ",
 }
 
 
 def _zsh(known: Sequence[Command]) -> str:
     functions = "\n".join(_zsh_function(command) for command in reversed(known))
-    return ZSH.replace("@SETTINGS@", " ".join(settings())).replace("@FUNCTIONS@", functions)
+    filled = ZSH.replace("@SETTINGS@", " ".join(settings())).replace("@LIVE@", " ".join(LIVE))
+    return filled.replace("@FUNCTIONS@", functions)
 
 
 def _zsh_function(command: Command) -> str:
@@ -207,6 +213,9 @@ end
 function __spark_settings
     string join \n @SETTINGS@
 end
+function __spark_live
+    string join \n @LIVE@
+end
 complete -c spark -f
 @LINES@
 """
@@ -214,6 +223,7 @@ FISH_ACTIONS: Final = {
     "run": "(__spark_runs)",
     "toml": "(__fish_complete_suffix .toml)",
     "setting": "(__spark_settings)=",
+    "live": "(__spark_live)=",
 }
 
 
@@ -222,7 +232,8 @@ def _fish(known: Sequence[Command]) -> str:
     values = " ".join(f'"{option}"' for option, _ in _with_values(known))
     lines = "\n".join(line for command in known for line in _fish_lines(command))
     filled = FISH.replace("@COMMANDS@", names).replace("@VALUES@", values)
-    return filled.replace("@SETTINGS@", " ".join(settings())).replace("@LINES@", lines)
+    filled = filled.replace("@SETTINGS@", " ".join(settings())).replace("@LIVE@", " ".join(LIVE))
+    return filled.replace("@LINES@", lines)
 
 
 def _fish_lines(command: Command) -> Iterator[str]:

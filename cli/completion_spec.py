@@ -12,14 +12,15 @@ from pydantic_settings import BaseSettings, CliSettingsSource
 
 from common.settings import Settings
 
-Kind = Literal["run", "toml", "file", "setting", "words", "nothing"]
-"""What completes a value: a run directory, a TOML file, any file, ``section.key=``, given words; or nothing can."""
+Kind = Literal["run", "toml", "file", "setting", "live", "words", "nothing"]
+"""What completes a value: a run directory, a TOML file, any file, ``section.key=`` of all settings or of those that
+can change in a running run, given words; or nothing can."""
 SHELLS: Final = ("bash", "zsh", "fish")
 POSITIONALS: Final[dict[str, Kind]] = {
     "run": "run",
     "run_file": "toml",
     "model": "run",
-    "assignments": "setting",
+    "assignments": "live",
 }
 """By the name of the argument; those that are in none of these have no completion."""
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cli.embedded import EmbeddedServer
 from cli.rundir import RunDirectory, open_run, server_of
-from common.errors import SettingsError
+from common.errors import ServerError, SettingsError, WipedServer
 from common.messages import OUTCOMES
 from common.records import Ledger
 from common.server import check_server, connect
@@ -30,17 +31,17 @@ UNHEALTHY: Final = 6
 IN_VAIN: Final = "finds nothing to train"
 CHECK: Final = "check the verifier, the answers of the prompts, and whether the prompts are too hard or too easy"
 """What to do about it."""
+PATIENCE_S: Final = 10.0
+"""For a server of a run's own that goes down, or comes up."""
+AGAIN_S: Final = 0.25
 STYLES: Final = {"problem": "bold red", "warning": "yellow", "note": "dim"}
 
 
 def status(run: Path, *, as_json: bool) -> None:
     """Print ledger, members and findings; exits with UNBALANCED or UNHEALTHY when something is wrong."""
     from cli.health import diagnose, healthy
-    from cli.snapshot import Looker
 
-    run_directory = open_run(run)
-    with streams_of(run_directory) as streams:
-        seen = Looker(run_directory, streams).look()
+    seen = look(open_run(run))
     findings = diagnose(seen)
     if as_json:
         print(json.dumps(_as_json(seen, findings)))
@@ -50,6 +51,26 @@ def status(run: Path, *, as_json: bool) -> None:
         sys.exit(UNBALANCED)
     if not healthy(findings):
         sys.exit(UNHEALTHY)
+
+
+def look(run: RunDirectory, *, patience_s: float = PATIENCE_S, sleep: Callable[[float], None] = time.sleep) -> Snapshot:
+    """One look at a run, up or not. Raises ServerError.
+
+    A server of its own may be on its way down or up, while nobody else may open its data: looked for again, until it
+    answers, or has given its data free, or ``patience_s`` have passed.
+    """
+    from cli.snapshot import Looker
+
+    give_up_at = time.monotonic() + patience_s
+    while True:
+        try:
+            with streams_of(run) as streams:
+                return Looker(run, streams).look()
+        except ServerError as error:
+            for_good = isinstance(error, WipedServer) or bool(run.settings.redis.url.get_secret_value())
+            if for_good or time.monotonic() >= give_up_at:
+                raise
+        sleep(AGAIN_S)
 
 
 @contextmanager

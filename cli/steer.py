@@ -15,7 +15,7 @@ from cli.plain import plain
 from cli.rundir import RunDirectory, open_run
 from cli.status import streams_of
 from common.codec import decode
-from common.errors import InvalidMessage, SettingsError
+from common.errors import InvalidMessage, ServerError, SettingsError
 from common.live import LIVE, decide, steered, value_of
 from common.records import lives
 from common.settings import Settings
@@ -65,9 +65,13 @@ def _give(run: RunDirectory, action: Action, values: dict[str, Value], wait_s: f
             check(run.settings, standing(run, streams), values)
         command = Command(nonce=secrets.token_hex(8), action=action, by=who(), at=time.time(), values=values)
         streams.steer(command)
-        answer = _await(lambda: streams.steering().answer(command.nonce), wait_s if _listens(streams) else 0.0)
+        try:
+            answer = _await(lambda: streams.steering().answer(command.nonce), wait_s if _listens(streams) else 0.0)
+            waits = "" if answer else _waits(streams)
+        except (InvalidMessage, ServerError) as error:  # no failure: the command is there, and will be obeyed
+            answer, waits = None, f"sent; what the learner makes of it is not known: {error}"
         if answer is None:
-            print(_waits(streams))
+            print(waits)
             return
     if answer.refused:
         raise SettingsError(f"the learner refuses: {answer.refused}")

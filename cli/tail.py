@@ -18,9 +18,10 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
+from cli.plain import plain
 from cli.rundir import RunDirectory, open_run, server_of
 from cli.status import streams_of
-from cli.tail_rows import Row, dead_row, group_row, log_row, metrics_row, task_row, weights_row
+from cli.tail_rows import GAP, Cell, Row, dead_row, group_row, log_row, metrics_row, task_row, weights_row
 from cli.tail_sources import ArchiveSource, EventSource, LineSource, Source, StreamSource, live_event
 from cli.wording import clock
 from common.archive import FOLDER
@@ -70,21 +71,24 @@ def tail(path: Path, what: str, *, most: int, follow: bool, as_json: bool, wante
 
     Raises SettingsError for something that cannot be looked at, or not be chosen from like this.
     """
+    if str(path) in KNOWN and what not in KNOWN:
+        raise SettingsError(f"RUN comes first: `spark tail {what} {path}`")
     name, run = _named(what, wanted), open_run(path)
+    newest: list[Row] = []
     printer = Printer(as_json=as_json)
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt), _opened(run, name) as source:
         newest = list(itertools.islice(filter(wanted, source.newest()), most))
         for row in reversed(newest):
             printer.show(row)
         printer.flush()
-        if not newest and not follow:
-            print(f"spark: nothing to show of {name}{_hint(name)}", file=sys.stderr)
         if follow:
             _refuse_without_server(run, name)
             while not printer.reader_left():
                 for row in filter(wanted, source.more(WAIT_S)):
                     printer.show(row)
                 printer.flush()
+    if not newest and not follow:
+        print(f"spark: nothing to show of {name}{_stranger(run, name, wanted.actor) or _hint(name)}", file=sys.stderr)
     printer.close()
 
 
@@ -93,7 +97,7 @@ def _named(what: str, wanted: Wanted) -> str:
     if name not in KNOWN:
         near = difflib.get_close_matches(what, KNOWN, 1)
         raise SettingsError(
-            f"nothing is called {what!r}{f'; did you mean {near[0]!r}?' if near else ''} "
+            f"nothing is called {what!r}{f'; did you mean {near[0]!r}?' if near else ';'} "
             f"`spark tail` knows {', '.join((*STREAMS, *OTHERS))}"
         )
     for field in ("objective", "actor", "uid"):
@@ -101,6 +105,21 @@ def _named(what: str, wanted: Wanted) -> str:
             others = ", ".join(other for other, fields in FILTERS.items() if field in fields)
             raise SettingsError(f"--{field} chooses nothing from {name}: its lines have none; those of {others} have")
     return name
+
+
+def _stranger(run: RunDirectory, name: str, actor: str | None) -> str:
+    """Says so when nobody of that name is known; processes that log elsewhere are known to the server only."""
+    if actor is None:
+        return ""
+    known = {path.stem for path in run.logs.glob("*.log")}
+    if name in STREAMS:
+        with streams_of(run) as streams:
+            known |= streams.members().keys()
+    if name != "logs":
+        known = {member for member in known if member not in ("learner", "recycler", "server", "up")}
+    if not known or actor in known:
+        return ""
+    return f": no {plain(actor, 40)!r} is known; there are {', '.join(map(plain, sorted(known)))}"
 
 
 def _hint(name: str) -> str:
@@ -157,7 +176,8 @@ class Printer:
         if self._as_json:
             print(json.dumps(row.full()))
             return
-        text = Text("  ").join(Text(words, style) for words, style in _cells(row))
+        width = self._console.width if self._console.is_terminal else None
+        text = Text(GAP).join(Text(words, style) for words, style in _cells(row, width))
         if self._console.is_terminal:
             self._console.print(text, no_wrap=True, overflow="ellipsis", crop=True)
         else:
@@ -180,6 +200,8 @@ class Printer:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _cells(row: Row) -> list[tuple[str, str]]:
-    cells = [(words, style) for words, style in row.cells if words]
-    return cells if row.at is None else [(clock(row.at, time.time()), "dim"), *cells]
+def _cells(row: Row, width: int | None) -> list[Cell]:
+    if row.at is None:
+        return row.fitting(width)
+    at = clock(row.at, time.time())
+    return [(at, "dim"), *row.fitting(None if width is None else width - len(at) - len(GAP))]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -21,6 +22,10 @@ from common.records import letter_of
 
 EXCERPT: Final = 160
 """Characters of a text that are shown; ``--json`` has it whole."""
+GAP: Final = "  "
+"""Between two cells."""
+READABLE: Final = 32
+"""Columns of a text that are worth reading."""
 DIM: Final = "dim"
 LEVELS: Final = {"warning": "yellow", "error": "bold red", "critical": "bold red"}
 OUTCOME_STYLES: Final = {"trained": "green", "filtered": "", "dropped_stale": "yellow"}
@@ -48,6 +53,8 @@ class Row:
     cells: tuple[Cell, ...]
     full: Callable[[], dict[str, Any]]
     """All that is known, as JSON."""
+    extra: tuple[Cell, ...] = ()
+    """Of lesser use: before the last cell, as far as a narrow terminal has room beside it."""
     uids: tuple[str, ...] = ()
     objective: str = ""
     actor: str = ""
@@ -60,6 +67,16 @@ class Row:
             and (uid is None or any(one.startswith(uid) for one in self.uids))
         )
 
+    def fitting(self, width: int | None) -> list[Cell]:
+        """Its cells in ``width`` columns, whose last one has at least ``READABLE`` of them or is whole; None: all."""
+        *first, last = [cell for cell in self.cells if cell[0]]
+        extra = [cell for cell in self.extra if cell[0]]
+        if width is not None:
+            room = width - sum(len(words) + len(GAP) for words, _ in first) - min(READABLE, len(last[0]))
+            ends = itertools.accumulate(len(words) + len(GAP) for words, _ in extra)
+            extra = [cell for cell, end in zip(extra, ends, strict=True) if end <= room]
+        return [*first, *extra, last]
+
 
 # -- entries of streams -----------------------------------------------------------------------------------------
 
@@ -69,14 +86,9 @@ def task_row(entry: Entry) -> Row:
         task = decode(Task, entry.payload)
     except InvalidMessage as error:
         return unreadable(entry, error)
-    cells = [
-        *_whose(task),
-        (f"issued at v{task.issued_version}", ""),
-        (plain(origin(task), EXCERPT), DIM),
-        (label(task), ""),
-        (quoted(task.question, EXCERPT), ""),
-    ]
-    return _row(entry, cells, task, task)
+    cells = [*_whose(task), (label(task), ""), (quoted(task.question, EXCERPT), "")]
+    extra = [(f"issued at v{task.issued_version}", ""), (plain(origin(task), EXCERPT), DIM)]
+    return _row(entry, cells, task, task, extra=extra)
 
 
 def group_row(entry: Entry) -> Row:
@@ -84,7 +96,7 @@ def group_row(entry: Entry) -> Row:
         group = decode(RolloutGroup, entry.payload)
     except InvalidMessage as error:
         return unreadable(entry, error)
-    return _row(entry, _of_group(group), group, group.task, actor=group.actor)
+    return _row(entry, _of_group(group), group, group.task, actor=group.actor, extra=_beside(group))
 
 
 def weights_row(entry: Entry) -> Row:
@@ -131,10 +143,18 @@ def unreadable(entry: Entry, error: InvalidMessage) -> Row:
     return Row(at=entry.at, cells=cells, full=lambda: said, uids=(uid,))
 
 
-def _row(entry: Entry, cells: list[Cell], message: object, task: Task | None = None, actor: str = "") -> Row:
+def _row(
+    entry: Entry,
+    cells: list[Cell],
+    message: object,
+    task: Task | None = None,
+    actor: str = "",
+    extra: Sequence[Cell] = (),
+) -> Row:
     return Row(
         at=entry.at,
         cells=tuple(cells),
+        extra=tuple(extra),
         full=lambda: {**_place(entry), "message": as_json(message)},
         uids=(task.uid, *(source.uid for source in task.sources)) if task else (),
         objective=task.objective if task else "",
@@ -151,15 +171,22 @@ def _whose(task: Task) -> list[Cell]:
 
 
 def _of_group(group: RolloutGroup) -> list[Cell]:
+    """What came of it."""
     marks = rewards(group.rollouts)
     return [
         *_whose(group.task),
+        (marks, "green" if "1" in marks else "red"),
+        (quoted(group.rollouts[0].completion.text, EXCERPT), ""),
+    ]
+
+
+def _beside(group: RolloutGroup) -> list[Cell]:
+    """Who made it, and of what."""
+    return [
+        *([(f"{plain(origin(group.task), EXCERPT)} {label(group.task)}", DIM)] if group.task.sources else []),
         (f"{plain(group.actor):8}", ""),
         (f"{versions(group.rollouts):7}", ""),
-        (marks, "green" if "1" in marks else "red"),
         (f"{tokens(group)} tokens", DIM),
-        *([(f"{plain(origin(group.task), EXCERPT)} {label(group.task)}", DIM)] if group.task.sources else []),
-        (quoted(group.rollouts[0].completion.text, EXCERPT), ""),
     ]
 
 
@@ -171,14 +198,14 @@ def archived_row(record: ArchivedGroup) -> Row:
     loss = f"loss {number(sum(record.loss))}" if record.loss is not None else ""
     cells = [
         (f"{record.outcome} {step}".ljust(20), OUTCOME_STYLES.get(record.outcome, "")),
-        (f"staleness {record.staleness}", DIM),
-        (loss, DIM),
         *_of_group(record.group),
     ]
+    extra = [(f"staleness {record.staleness}", DIM), (loss, DIM), *_beside(record.group)]
     task = record.group.task
     return Row(
         at=record.at,
         cells=tuple(cells),
+        extra=tuple(extra),
         full=lambda: as_json(record),
         uids=(task.uid, *(source.uid for source in task.sources)),
         objective=task.objective,

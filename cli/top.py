@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,11 +18,15 @@ from cli.causes.finding import Finding
 from cli.dashboard.frame import View, frame
 from cli.dashboard.keys import END, Pressed, keys
 from cli.dashboard.rates import NOTHING, Rates, rates
+from cli.embedded import EmbeddedServer
+from cli.folder_facts import read_folder
 from cli.health import diagnose
 from cli.rundir import RunDirectory, open_run, server_of
 from cli.snapshot import Looker, Snapshot
+from cli.status import look as look_once
 from common.errors import ServerAway, ServerError
 from common.process import until_told_to_stop
+from common.records import STOPPED
 from common.server import Client, check_server, connect
 from common.streams import Streams
 
@@ -53,17 +58,30 @@ class Watch:
         name = self.run.settings.run.name
         self.view = View(run=name, now=self.clock(), snapshot=None, findings=(), rates=NOTHING)
 
+    def recall(self) -> None:
+        """Of a run that ended before: what is in its data. They are opened once, and not while the screen is drawn."""
+        if self._ended():
+            seen = look_once(self.run)
+            self._show(seen, diagnose(seen), NOTHING)
+
     def look(self) -> None:
         """Look once. A server that is away is told in the view, and looked for anew the next time."""
         try:
             seen = self._connected().look()
         except ServerError as error:
-            self._lost(str(error))
+            if self.view.snapshot is not None and self._ended():
+                self._over(self.view.snapshot)
+            else:
+                self._lost(str(error))
             return
         self._away_since = None
         older = self._history[0] if self._history else None
         self._history.append(seen)
         self._show(seen, diagnose(seen), rates(older, seen))
+
+    @property
+    def connected(self) -> bool:
+        return self._looker is not None
 
     def close(self) -> None:
         if self._client is not None:
@@ -81,6 +99,20 @@ class Watch:
             streams = Streams(self._client, self.run.settings.run.name)
             self._looker = Looker(self.run, streams, give_up_s=GIVE_UP_S)
         return self._looker
+
+    def _ended(self) -> bool:
+        """The run came to an end in order, and its own server went with it: nobody is missed."""
+        served = bool(self.run.settings.redis.url.get_secret_value()) or EmbeddedServer.url_of(self.run.server_data)
+        return not served and bool(read_folder(self.run, self.clock()).ending)
+
+    def _over(self, last: Snapshot) -> None:
+        """What was seen last, with how it ended as the folder says."""
+        self._away_since = None
+        self.close()
+        self._history.clear()
+        members = {name: {**beat, "state": STOPPED} if beat else None for name, beat in last.members.items()}
+        seen = replace(last, members=members, folder=read_folder(self.run, last.at))
+        self._show(seen, diagnose(seen), NOTHING)
 
     def _lost(self, why: str) -> None:
         now = self.clock()
@@ -103,12 +135,15 @@ class Watch:
 
 
 def top(run: Path, *, once: bool) -> None:
-    """Show until told to leave; with ``once`` print one frame."""
+    """Show until told to leave; with ``once`` print one frame, and exit as ServerAway where there is no server."""
     watch = Watch(open_run(run))
     console = Console(highlight=False)
     try:
+        watch.recall()
         if once:
             print_once(watch, console)
+            if watch.view.trouble:
+                sys.exit(ServerAway.exit_code)
         else:
             show(watch, console)
     finally:
@@ -118,7 +153,7 @@ def top(run: Path, *, once: bool) -> None:
 def print_once(watch: Watch, console: Console, sleep: Callable[[float], None] = time.sleep) -> None:
     """As high as it gets: a file is not cut off."""
     watch.look()
-    if not watch.view.trouble:
+    if watch.connected:
         sleep(SECOND_LOOK_S)
         watch.look()
     height = console.height if console.is_terminal else max(console.height, 50)

@@ -63,14 +63,18 @@ def _evidence(run: RunDirectory) -> Iterator[tuple[Evidence, list[str]]]:
         yield evidence, looked
 
 
-def _resolved(evidence: Evidence, prefix: str, looked: Sequence[str]) -> str:
-    uids = evidence.uids(prefix) if prefix else []
+def _resolved(evidence: Evidence, asked: str, looked: Sequence[str]) -> str:
+    """``asked``: also as other screens write it, ``UID#SIBLING``, or in capitals."""
+    prefix = asked.strip().partition("#")[0].lower()
+    if not prefix:
+        raise SettingsError("give a uid, or its beginning; `spark tail RUN groups` shows those of the newest groups")
+    uids = evidence.uids(prefix)
     if len(uids) == 1:
         return uids[0]
     if uids:
         named = ", ".join(map(plain, uids[:MOST_NAMED])) + (", ..." if len(uids) > MOST_NAMED else "")
         raise SettingsError(f"{len(uids)} uids begin with {plain(prefix, 40)!r}: {named}; give more of it")
-    raise SettingsError(f"no uid begins with {plain(prefix, 40)!r}; looked through {', '.join(looked)}")
+    raise SettingsError(f"no uid begins with {plain(asked, 40)!r}; looked through {', '.join(looked)}")
 
 
 def _gaps(evidence: Evidence, found: Ancestry) -> list[str]:
@@ -203,13 +207,19 @@ def _rollout(known: Known, index: int, rollout: Rollout) -> Text:
     )
 
 
+def _said(rollout: Rollout) -> str:
+    """Its answer in quotes; without one only why there is none, which nobody said."""
+    answer = rollout.verdict.answer
+    return quoted(answer, 60) if answer else rollout.verdict.status.replace("_", " ")
+
+
 def _add_judge(branch: Tree, judge: Known, now: float) -> None:
     """A judge task made of an answer: what was said about it, and what became of that."""
     about = f" ({label(judge.task)})" if judge.task and label(judge.task) else ""
     node = branch.add(Text.assemble(("made into ", "dim"), _title(judge), about))
     if judge.group is not None:
-        said = Counter(rollout.verdict.answer or rollout.verdict.status for rollout in judge.group.rollouts)
-        words = ", ".join(f"{number_of} x {quoted(answer, 60)}" for answer, number_of in said.most_common(MOST_NAMED))
+        said = Counter(_said(rollout) for rollout in judge.group.rollouts)
+        words = ", ".join(f"{times} x {answer}" for answer, times in said.most_common(MOST_NAMED))
         right = sum(rollout.verdict.correct for rollout in judge.group.rollouts)
         node.add(f"said {words}; {right} of {len(judge.group.rollouts)} right")
     _add_life(node, judge, now)

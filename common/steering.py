@@ -6,12 +6,13 @@ and journals the decision (``learner.steering``); the journal, folded, is what h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from common.errors import InvalidMessage
 
@@ -19,7 +20,16 @@ Action = Literal["pause", "resume", "drain", "set"]
 Mode = Literal["running", "paused", "draining", "drained"]
 Deed = Literal[Action, "drained", "file"]
 """What a change is: a user's action, the end of a drain, or live values given up for what the run file says now."""
-Value = int | float
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for inf and nan: it writes null, which nobody could read back."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"a setting is a finite number, not {'null' if value is None else value}")
+    return value
+
+
+Value = Annotated[int | float, BeforeValidator(_finite)]
 
 ANSWERS_KEPT: Final = 32
 """Commands whose answer is told: whoever gave one waits seconds for it."""
@@ -140,7 +150,12 @@ class Steering:
         try:
             return _STEERING.validate_json(text)
         except ValidationError as error:
-            raise InvalidMessage(f"not a steering: {error.errors()[0]['msg']}") from error
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            reason = first["msg"].removeprefix("Value error, ")
+            raise InvalidMessage(
+                f"not a steering: {where}: {reason}" if where else f"not a steering: {reason}"
+            ) from error
 
 
 _STEERING: Final = TypeAdapter(Steering)

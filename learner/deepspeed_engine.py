@@ -29,7 +29,7 @@ from common.errors import SettingsError
 from common.pretrained import pretrained
 from common.settings import Settings
 from learner.batch_loss import BatchLoss
-from learner.model import device_of, load_model
+from learner.model import EXPLODED, device_of, load_model
 from learner.packing import Microbatch, count_samples, empty_microbatch, tokens_by_objective
 from learner.ranks.deal import deal, passes
 from learner.ranks.exchange import collect, total
@@ -54,6 +54,8 @@ class DeepSpeedEngine:
         self.policy_version = 0
         self.sample_losses: NDArray[np.float64] | None = None
         self._settings = settings
+        self._dtype: torch.dtype = getattr(torch, settings.model.dtype)
+        """Of published weights."""
         self._place = place
         self._device = own_device(settings, place)
         self._deepspeed = import_deepspeed(self._device, place)
@@ -90,7 +92,10 @@ class DeepSpeedEngine:
         return [found[0] for found in self._on_all_ranks(arranged, logprobs)]
 
     def step(self, microbatches: Sequence[Microbatch], old: Sequence[Any] | None = None) -> dict[str, float]:
-        """One optimizer step on the joint batch; returns its metrics, the same on all ranks."""
+        """One optimizer step on the joint batch; returns its metrics, the same on all ranks.
+
+        Raises SettingsError, on all of them, when it leaves weights that are not finite.
+        """
         counts, losses = tokens_by_objective(microbatches), []
         arranged = self._scorer.arrange(microbatches)
 
@@ -105,6 +110,8 @@ class DeepSpeedEngine:
         found = self._on_all_ranks(arranged, backward)
         rate = learning_rate(self.policy_version + 1, self._settings.learner)
         norm, finite = self._zero.update(rate) if arranged else (0.0, True)
+        if finite and total(float(not self._zero.finite_in(self._dtype)), self._device):
+            raise SettingsError(EXPLODED.format(self.policy_version + 1, self._dtype, rate))
         loss = total(float(sum(losses)), self._device)
         if not finite:  # one such step would poison the weights, and every checkpoint after it
             log.warning("learner.step_skipped", reason="the gradient is not finite", loss=loss)
@@ -144,9 +151,8 @@ class DeepSpeedEngine:
 
     def write_weights(self, folder: Path) -> None:
         """What actors run, in their dtype: tied parameters once, as ``TorchEngine`` does."""
-        dtype: torch.dtype = getattr(torch, self._settings.model.dtype)
-        sizes = {name: numel * dtype.itemsize for name, numel in self._zero.sizes().items()}
-        self._finish([self._write(folder, MODEL, sizes, self._zero.weights(), dtype)])
+        sizes = {name: numel * self._dtype.itemsize for name, numel in self._zero.sizes().items()}
+        self._finish([self._write(folder, MODEL, sizes, self._zero.weights(), self._dtype)])
 
     def write_checkpoint(self, folder: Path) -> None:
         """Parameters and optimizer state in float32, by the name of the parameter."""

@@ -34,7 +34,10 @@ class Engine(Protocol):
         ...
 
     def step(self, microbatches: Sequence[Microbatch], old: Sequence[Any] | None = None) -> dict[str, float]:
-        """One optimizer step on the joint batch; returns its metrics. ``old``: what ``ppo`` takes the ratio to."""
+        """One optimizer step on the joint batch; returns its metrics. ``old``: what ``ppo`` takes the ratio to.
+
+        Raises SettingsError when it leaves weights that are not finite: nothing may be made of them.
+        """
         ...
 
     def write_weights(self, folder: Path) -> None:

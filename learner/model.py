@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,12 @@ from common.errors import SettingsError
 from common.pretrained import pretrained
 from common.settings import Settings
 from learner.lora import published, with_adapter
+
+EXPLODED: Final = (
+    "the weights after step {} are not finite in {} (its learning rate was {:g}) and are neither published nor saved; "
+    "lower learner.lr (`spark set RUN learner.lr=...` when it was set live, else in the run file) and start the run "
+    "again, which goes on from its newest checkpoint"
+)
 
 
 def device_of(settings: Settings) -> torch.device:
@@ -68,6 +75,13 @@ def checkpoint_activations(model: Any) -> None:
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """What the optimizer moves and checkpoints hold, tied ones once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def finite_in(tensors: Iterable[Tensor], dtype: torch.dtype) -> bool:
+    """Whether all of these can be told to actors in ``dtype``. One pass over them: a small part of what AdamW reads."""
+    ends = [end for tensor in tensors if tensor.numel() for end in torch.aminmax(tensor.detach())]
+    # not `>`, which would say that nan is none
+    return not ends or bool(torch.stack(ends).abs().max() <= torch.finfo(dtype).max)
 
 
 def published_tensors(model: nn.Module) -> dict[str, Tensor]:

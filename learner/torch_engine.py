@@ -19,7 +19,7 @@ from common.pretrained import pretrained
 from common.settings import Settings
 from learner.batch_loss import BatchLoss
 from learner.lora import export_adapter, merged
-from learner.model import load_model, published_tensors, trained_parameters
+from learner.model import EXPLODED, finite_in, load_model, published_tensors, trained_parameters
 from learner.packing import Microbatch, count_samples, tokens_by_objective
 from learner.schedule import learning_rate
 from learner.scorer import Scorer
@@ -66,7 +66,10 @@ class TorchEngine:
         return [self._loss.logprobs(batch) for batch in self._scorer.arrange(microbatches)]
 
     def step(self, microbatches: Sequence[Microbatch], old: Sequence[Tensor] | None = None) -> dict[str, float]:
-        """One optimizer step on the joint batch; returns its metrics. ``old``: what ``ppo`` takes the ratio to."""
+        """One optimizer step on the joint batch; returns its metrics. ``old``: what ``ppo`` takes the ratio to.
+
+        Raises SettingsError when it leaves weights that are not finite.
+        """
         learner, stats = self._settings.learner, TokenStats()
         counts = tokens_by_objective(microbatches)
         total = torch.zeros((), device=self._scorer.device)
@@ -82,6 +85,8 @@ class TorchEngine:
         finite = bool(torch.isfinite(norm))  # the first wait for the device in a step
         if finite:
             self._optimizer.step()
+            if not finite_in(trained_parameters(self.model).values(), self._published_dtype):
+                raise SettingsError(EXPLODED.format(self.policy_version + 1, self._published_dtype, rate))
         else:  # one such step would poison the weights, and every checkpoint after it
             log.warning("learner.step_skipped", reason="the gradient is not finite", loss=total.item())
         self._optimizer.zero_grad(set_to_none=True)
@@ -100,8 +105,12 @@ class TorchEngine:
 
         An adapter stays in float32: it is small, and rounded once, where it is merged.
         """
-        dtype = torch.float32 if self._settings.lora.rank > 0 else getattr(torch, self._settings.model.dtype)
-        write_tensors(published_tensors(self.model), folder, MODEL, dtype)
+        write_tensors(published_tensors(self.model), folder, MODEL, self._published_dtype)
+
+    @property
+    def _published_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self._settings.model.dtype)
+        return torch.float32 if self._settings.lora.rank > 0 else dtype
 
     def write_checkpoint(self, folder: Path) -> None:
         """Parameters and optimizer state in float32."""

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.settings import Learner
-from learner.model import checkpoint_activations
+from learner.model import checkpoint_activations, finite_in
 
 MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 """AdamW's state per parameter, beside ``step``."""
@@ -128,6 +128,10 @@ class ZeroModel:
             group["lr"] = rate
         self.engine.step()
         return float(self.engine.get_global_grad_norm()), not self.engine.optimizer.overflow
+
+    def finite_in(self, dtype: torch.dtype) -> bool:
+        """Whether this rank's part of the master weights can be told in ``dtype``."""
+        return finite_in(self._flat_parts(), dtype)
 
     # -- what it holds ----------------------------------------------------------------------------------------
 

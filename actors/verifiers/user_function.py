@@ -44,6 +44,8 @@ class UserFunction:
     def problem(self, answer: str, args: Args) -> str | None:
         try:
             inspect.signature(self._function).bind("completion", answer, **args)
+        except ValueError:
+            return f"{self.name} does not say what it takes; wrap it in a function (completion, answer, **args)"
         except TypeError as error:
             return f"{self.name} cannot be called as (completion, answer, **verifier_args): {error}"
         return None

@@ -282,7 +282,7 @@ def test_a_task_that_killed_its_actors_is_dead_before_it_kills_another(run, stag
     stage.clock.now += LEASE_S / 2
     stage.tick(4)
     assert stage.engine.added == []
-    assert stage.dead() == [("a", "delivered 3 times without a result")]
+    assert stage.dead() == [("a", "delivered 3 times without a result; this delivery buries it")]
 
 
 # -- leases -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,9 @@ import pytest
 from cli import tail as module
 from cli.rundir import RunDirectory
 from cli.tail import Printer, Wanted, tail
+from cli.tail_rows import archived_row
 from cli.tail_sources import StreamSource
+from common.archive import ArchivedGroup
 from common.codec import encode
 from common.errors import SettingsError
 from common.keys import ACTORS, LEARNER
@@ -268,6 +271,50 @@ def test_a_run_whose_server_is_down_is_not_followed(path, monkeypatch: pytest.Mo
 def test_an_unknown_name_is_told_the_nearest(path) -> None:
     with pytest.raises(SettingsError, match="did you mean 'rollouts'"):
         show(path, "rolouts")
+
+
+def test_the_run_comes_first(path) -> None:
+    with pytest.raises(SettingsError, match="RUN comes first: `spark tail runs/a rollouts`"):
+        show(Path("rollouts"), "runs/a")
+    with pytest.raises(SettingsError, match="nothing is called 'nonsense'; `spark tail` knows tasks"):
+        show(path, "nonsense")
+
+
+def test_an_actor_that_nobody_knows_is_told(run, path, make_task, capsys) -> None:
+    run.streams.heartbeat("actor-0", {"role": "actor"}, ttl_s=60)
+    run.streams.heartbeat("learner", {"role": "learner"}, ttl_s=60)
+    show(path, "rollouts", actor="actor-9")
+    assert "nothing to show of rollouts: no 'actor-9' is known; there are actor-0" in capsys.readouterr().err
+    show(path, "rollouts", actor="actor-0")
+    assert "`groups` shows" in capsys.readouterr().err
+    (path / "logs").mkdir()
+    (path / "logs" / "actor-1.log").touch()
+    show(path, "groups", actor="actor-9")
+    assert "no 'actor-9' is known; there are actor-1" in capsys.readouterr().err
+
+
+def test_a_narrow_terminal_has_outcome_rewards_and_text(make_task) -> None:
+    text = "the answer is 2, since one and one make two"
+    record = ArchivedGroup(
+        group=group_of(make_task(UIDS[1]), text),
+        outcome="trained",
+        policy_version=12,
+        staleness=1,
+        content_staleness=None,
+        advantages=(1.0, -1.0),
+        loss=(-0.25, 0.125),
+        at=time.time(),
+    )
+
+    def shown(width: int | None) -> str:
+        return "  ".join(words for words, _ in module._cells(archived_row(record), width))
+
+    narrow = shown(80)[:80]
+    assert all(word in narrow for word in ("trained in step 12", "22222222", "solve", "1-", '"the answer is 2'))
+    assert "actor-0" not in narrow
+    everything = ("staleness 1", "loss -0.125", "actor-0", "v3-4", "4 tokens", text)
+    assert all(word in shown(None) and word in shown(160)[:160] for word in everything)
+    assert "staleness 1" in shown(110)  # as much as there is room for
 
 
 @pytest.mark.parametrize(("what", "wanted"), [("weights", "objective"), ("metrics", "uid"), ("events", "actor")])

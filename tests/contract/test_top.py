@@ -21,7 +21,9 @@ from run_harness import ROOT, command, environment
 from cli.embedded import EmbeddedServer
 from cli.rundir import RunDirectory
 from cli.snapshot import Looker
-from cli.top import Watch, print_once
+from cli.status import look
+from cli.top import Watch, print_once, top
+from common.errors import ServerError
 from common.observer import Observer
 from common.server import connect, load_functions
 from common.settings import Settings
@@ -109,6 +111,71 @@ def test_one_frame_for_a_ticket(directory: RunDirectory) -> None:
     assert "the learner has not come up yet" in text
     assert len(waits) == 1
     assert "\x1b" not in console.file.getvalue()  # no colours in a file
+
+
+# -- a run whose server went away ---------------------------------------------------------------------------------
+
+
+def codes(watch: Watch) -> list[str]:
+    assert watch.view.trouble == ""
+    return [finding.code for finding in watch.view.findings]
+
+
+def test_of_a_run_that_ended_top_says_so_as_status_does(directory: RunDirectory) -> None:
+    watch = Watch(directory)
+    with serve(directory) as server:
+        prepare(server.url)
+        watch.look()
+    directory.summary.write_text('{"finished": false}', encoding="utf-8")
+    watch.look()
+    assert codes(watch) == ["stopped"]
+    assert watch.view.snapshot is not None
+    assert watch.view.snapshot.running == []
+    later = Watch(directory)  # it never saw the server
+    later.recall()
+    later.look()
+    assert codes(later) == ["stopped"]
+    with serve(directory):  # it goes on
+        later.look()
+        assert "stopped" not in codes(later)
+    later.close()
+
+
+def test_one_frame_without_a_server_tells_the_caller(directory: RunDirectory, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        top(directory.path, once=True)
+    assert ended.value.code == 3
+    assert "NO SERVER" in capsys.readouterr().out
+    with serve(directory) as server:
+        prepare(server.url)
+    directory.summary.write_text('{"finished": true}', encoding="utf-8")
+    top(directory.path, once=True)
+    shown = capsys.readouterr().out
+    assert "the run is finished" in shown
+    assert "NO SERVER" not in shown
+
+
+def test_status_looks_again_at_a_run_whose_server_goes_down(directory: RunDirectory) -> None:
+    server = serve(directory)
+    server.start()
+    prepare(server.url)
+    assert server._process is not None
+    server._process.kill()
+    server._process.wait()
+    looks: list[float] = []
+
+    def goes_down(seconds: float) -> None:
+        looks.append(seconds)
+        server.stop()
+
+    assert "actor-0" in look(directory, sleep=goes_down).members
+    assert len(looks) == 1
+    with serve(directory) as held:
+        assert held._process is not None
+        held._process.kill()
+        held._process.wait()
+        with pytest.raises(ServerError, match="another process keeps a server"):
+            look(directory, patience_s=0.0)
 
 
 # -- in a terminal ------------------------------------------------------------------------------------------------

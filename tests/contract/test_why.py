@@ -146,7 +146,25 @@ def test_a_beginning_is_enough_and_several_are_named(trained, path, make_task, c
         why(path, "b", as_json=False)
 
 
-@pytest.mark.parametrize("uid", ["ffff", "", HOSTILE])
+@pytest.mark.parametrize("uid", ["a1a1a1a1#1", "A1A1A1A1", f" {POLICY.upper()}#0"])
+def test_a_uid_may_be_given_as_other_screens_write_it(trained, path, capsys, uid: str) -> None:
+    assert told(path, uid, capsys).startswith(POLICY)
+
+
+@pytest.mark.parametrize("uid", ["", " ", "#1"])
+def test_without_a_uid_one_is_asked_for(trained, path, uid: str) -> None:
+    with pytest.raises(SettingsError, match="give a uid, or its beginning"):
+        why(path, uid, as_json=False)
+
+
+def test_who_said_nothing_is_not_quoted(run, trained, path, make_task, capsys) -> None:
+    group = group_of(judge_of(make_task(YOUNG), YOUNG), ("No", 1.0), ("Yes", 0.0))
+    silent = Verdict(status="no_answer", reward=0.0, verifier="exact@1")
+    archive(path, replace(group, rollouts=(group.rollouts[0], replace(group.rollouts[1], verdict=silent))))
+    assert '1 x "No", 1 x no answer; 1 of 2 right' in told(path, POLICY, capsys)
+
+
+@pytest.mark.parametrize("uid", ["ffff", HOSTILE])
 def test_an_unknown_uid_is_an_error_that_says_what_was_looked_through(trained, path, uid: str) -> None:
     with pytest.raises(SettingsError, match=r"looked through the archive .*, the event log .*, its streams") as raised:
         why(path, uid, as_json=False)

@@ -136,6 +136,11 @@ def strange(engine: Engine, out: Path, given: Path) -> None:
     keep(out, "refusals.json", [refusal(lambda: engine.read_checkpoint(given, 2))])
 
 
+def exploded(engine: Engine, out: Path, _given: Path) -> None:
+    """A step with a finite gradient and a rate beyond float32. It ends a job of several ranks."""
+    keep(out, "refusals.json", [refusal(lambda: engine.step(batch(0)))])
+
+
 def resume(engine: Engine, out: Path, given: Path) -> None:
     """The third step of ``train`` from somebody else's checkpoint."""
     engine.read_checkpoint(given, 2)
@@ -169,6 +174,7 @@ VARIANTS: Final[dict[str, tuple[Experiment, dict[str, Any]]]] = {
     ),
     "untied": (once, {"model": "untied"}),
     "strange": (strange, {"model": "untied"}),
+    "exploded": (exploded, {"learner": {"lr": 1e60}}),
 }
 
 

@@ -108,6 +108,7 @@ def test_user_function_is_checked_before_the_run(module: str) -> None:
     assert check_scorable("9", f"python:{module}:share", {"scale": 2}) is None
     assert "unexpected" in (check_scorable("9", f"python:{module}:share", {"scal": 2}) or "")
     assert "MODULE" in (check_scorable("9", "python:only_module", {}) or "")
+    assert "does not say what it takes; wrap it" in (check_scorable("9", "python:builtins:max", {}) or "")
     assert "python_path" in (check_scorable("9", "python:no_such_module_here:f", {}) or "")
 
 

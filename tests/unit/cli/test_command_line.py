@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_settings import CliApp
 
-from cli.__main__ import keep_overrides_whole
+from cli.__main__ import keep_overrides_whole, main
 from cli.commands import Spark
 
 
@@ -38,3 +40,25 @@ def test_encoding_leaves_no_character_that_the_parser_would_split_at(values: lis
 def test_other_arguments_are_left_alone() -> None:
     arguments = ["eval", "runs/a,b", "--draws", "3", "--json", "x y.json"]
     assert keep_overrides_whole(arguments) == arguments
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("set runs/r learner.lr=1e-4 --waits=3", "unrecognized arguments: --waits=3; `spark set --help`"),
+        ("status runs/r --set a=[1,2]", "unrecognized arguments: --set a=[1,2]; `spark status --help`"),
+        ("set runs/r --wait=x learner.lr=1e-4", "set.wait: Input should be a valid number"),
+        ("nonsense", "; `spark --help` tells"),
+        ("", "CLI subcommand is required"),
+    ],
+)
+def test_a_mistake_is_told_as_it_was_typed(monkeypatch: pytest.MonkeyPatch, capsys, typed: str, said: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["spark", *typed.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said in told
+    assert "%" not in told
+    assert told.startswith("spark: ")
+    assert told.count("\n") == 1

@@ -12,6 +12,7 @@ from cli.commands import Spark
 from cli.completion import script
 from cli.completion_spec import SHELLS, commands, settings
 from common.errors import SettingsError
+from common.live import LIVE
 
 ASK = """
 source {script}
@@ -89,6 +90,13 @@ def test_settings_are_completed_up_to_their_value(offered) -> None:
     assert offered("spark up run.toml --set learner.max") == ["learner.max_steps="]
     assert offered("spark up -s archive.") == ["archive.max_mb="]
     assert offered("spark up -s learner.lr=1 run") == ["run.toml", "runs"]
+
+
+def test_only_what_can_change_in_a_running_run_is_offered_to_set(offered) -> None:
+    assert offered("spark set runs/demo ") == [f"{name}=" for name in LIVE]
+    assert offered("spark set runs/demo learner.max_steps=5 loss.clip_l") == ["loss.clip_low="]
+    assert offered("spark set runs/demo sampling.") == []
+    assert "sampling.group_size=" in offered("spark up run.toml --set sampling.")
 
 
 def test_the_line_is_completed_where_the_cursor_is(offered) -> None:

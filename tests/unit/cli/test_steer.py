@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from cli.__main__ import keep_overrides_whole
 from cli.commands import Spark
 from cli.progress import held
 from cli.rundir import RunDirectory
-from common.errors import SettingsError
+from common.errors import InvalidMessage, ServerAway, SettingsError
 from common.settings import Settings
-from common.steering import Live, Steering
+from common.steering import Command, Live, Steering
 
 
 @pytest.fixture
@@ -34,6 +35,9 @@ def assignments(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[list[
 def test_values_reach_the_command_whole(monkeypatch) -> None:
     given = ["learner.lr=1e-4", "recycler.mix={pointwise=0.5, reflect=0.2}"]
     assert assignments(monkeypatch, "runs/r", *given, "--wait", "3") == (given, 3.0)
+    assert assignments(monkeypatch, "runs/r", "--wait=3", *given) == (given, 3.0)
+    assert assignments(monkeypatch, "--wait", "3", "runs/r", *given) == (given, 3.0)
+    assert assignments(monkeypatch, "runs/r", given[0], "--wait", "3", given[1]) == (given, 3.0)
     assert assignments(monkeypatch, "runs/a=b") == ([], 10.0)
     assert keep_overrides_whole(["set", "runs/a=b", "x=1 2"]) == ["set", "runs/a=b", "x%3D1%202"]
 
@@ -50,6 +54,8 @@ def test_values_are_typed_and_checked_as_in_a_run_file(config: Path) -> None:
         ("learner.lr=fast", "learner.lr='fast': input should be a valid number"),
         ("learner.lr", "'learner.lr': write section.key=value"),
         ("learner.learning_rate=1", "unknown setting learner.learning_rate"),
+        ("learner.lr=inf", "learner.lr=inf: input should be a finite number"),
+        ("learner.lr=nan", "learner.lr=nan: input should be a finite number"),
         ("learner.judge_share=1.5", "learner.judge_share=1.5: input should be less than 1"),
     ],
 )
@@ -101,3 +107,34 @@ def test_the_display_names_a_pause_once_and_by_the_learner() -> None:
     state = "paused by ann since 12:00"
     assert held({"learner": state, "actor-0": state}) == {"learner": state}
     assert held({"learner": "updating", "recycler": "paused: the server is full"}) == {}
+
+
+class Deaf:
+    """Streams that take a command, and whose answer cannot be read."""
+
+    def __init__(self, error: Exception) -> None:
+        self.sent: list[Command] = []
+        self._error = error
+        self.control = lambda before: []
+
+    def conservation(self) -> None: ...
+
+    def members(self) -> dict[str, dict[str, str]]:
+        return {"learner": {"state": "updating"}}
+
+    def steer(self, command: Command) -> None:
+        self.sent.append(command)
+
+    def steering(self) -> Steering:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [InvalidMessage("not a steering: odd"), ServerAway("no server answers")])
+def test_what_was_sent_is_no_failure_whatever_comes_back(monkeypatch, tmp_path: Path, capsys, error) -> None:
+    run = RunDirectory(Settings(run={"dir": tmp_path, "name": "r"}))
+    run.create()
+    deaf = Deaf(error)
+    monkeypatch.setattr(steer, "streams_of", lambda _run: nullcontext(deaf))
+    steer.set_values(run.path, ["learner.lr=1e-4"], wait_s=1.0)
+    assert [command.values for command in deaf.sent] == [{"learner.lr": 1e-4}]
+    assert capsys.readouterr().out == f"sent; what the learner makes of it is not known: {error}\n"

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.codec import decode, encode
 from common.errors import InvalidMessage, SettingsError
 from common.live import FIXED, LIVE, decide, not_live, of_the_file, steered, value_of, with_values
 from common.settings import Settings
@@ -215,3 +216,40 @@ def test_the_keys_of_assignments() -> None:
         "recycler.mix.reflect",
         "learner.lr",
     ]
+
+
+# -- values that are no numbers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("odd", ["inf", "-inf", "nan"])
+def test_a_value_that_is_not_finite_is_refused_wherever_it_comes_from(odd: str) -> None:
+    change = decide(set_to(learner__lr=float(odd)), Steering(), FILE, policy_version=7, epoch=2)
+    assert change.refused == f"learner.lr={odd}: input should be a finite number"
+    assert change.changes == {}
+    with pytest.raises(InvalidMessage, match=f"a setting is a finite number, not {odd}"):
+        decode(Command, encode(set_to(learner__lr=float(odd))))
+    assert not_finite_settings() == []
+
+
+def not_finite_settings() -> list[str]:
+    """Settings that may be inf."""
+    floats = [key for key in known_keys() if isinstance(value_of(Settings(), key), float)]
+    assert len(floats) > 20
+    return [key for key in floats if not refuses_inf(key)]
+
+
+def refuses_inf(key: str) -> bool:
+    try:
+        with_values(FILE, {key: float("inf")})
+    except SettingsError:
+        return True
+    return False
+
+
+def test_json_with_null_for_a_number_is_one_clear_sentence() -> None:
+    """What JSON makes of inf."""
+    text = told(set_to(learner__lr=3e-4)).to_json().replace("0.0003", "null")
+    with pytest.raises(
+        InvalidMessage, match=r"^not a steering: live.learner.lr.value: a setting is a finite number, not null$"
+    ):
+        Steering.from_json(text)

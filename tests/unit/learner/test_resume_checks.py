@@ -17,6 +17,7 @@ from common.settings import Learner, Model, Settings
 from common.templates import load_templates
 from learner.checkpoint import CheckpointStore, State
 from learner.identity import identity_of, model_fingerprint
+from learner.model import finite_in
 from learner.packing import pack
 from learner.prompts import Prompt, PromptSource
 from learner.start import take_over
@@ -128,6 +129,24 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(make_sample) -> No
     assert all(torch.equal(before[name], p) for name, p in trained.model.named_parameters())
     assert trained.step(pack([replace(sample, advantage=1.0)], 1000))["skipped"] == 0.0
     assert not all(torch.equal(before[name], p) for name, p in trained.model.named_parameters())
+
+
+@pytest.mark.parametrize(("lr", "dtype"), [(1e60, "bfloat16"), (1e6, "float16")])
+def test_a_step_that_leaves_weights_that_are_not_finite_ends_the_run(make_sample, lr: float, dtype: str) -> None:
+    """Its gradient is finite. In float16 the actors would get inf where the learner itself has a million."""
+    settings = Settings(model=Model(path=str(BASE), dtype=dtype), learner=Learner(warmup_steps=0, lr=lr))
+    batch = pack([make_sample(np.random.default_rng(0), prompt=4, tokens=3)], 1000)
+    with pytest.raises(SettingsError, match=rf"after step 1 are not finite in torch.{dtype} .*lower learner.lr"):
+        TorchEngine(settings).step(batch)
+
+
+def test_weights_are_finite_in_the_dtype_that_actors_get() -> None:
+    good = [torch.ones(2, 3), torch.tensor([-1e5]), torch.empty(0)]
+    assert finite_in(good, torch.float32)
+    assert not finite_in(good, torch.float16)
+    for odd in ("nan", "inf", "-inf"):
+        assert not finite_in([*good, torch.tensor([0.0, float(odd)])], torch.float32)
+    assert finite_in([], torch.float32)
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
