@@ -102,7 +102,7 @@ class Evaluate(Command):
     prompts: CliPositionalArg[str] = ""
     """Prompt source, as prompts.source; default: eval.prompts of the run."""
     config: Path | None = None
-    """Run file with templates, sampling and verifier for a model that is no run."""
+    """Run file with templates, sampling and verifier for a model that is no run; without it the defaults hold."""
     pool: Path | None = None
     """Frozen answers to judge (JSONL); made from this model and kept there if the file does not exist."""
     draws: int | None = None

@@ -52,10 +52,6 @@ def _resolve(command: Evaluate) -> tuple[Settings, str]:
     if (path / "config.toml").is_file():
         run_directory = open_run(path, command.overrides)
         return run_directory.settings, str(_exported(run_directory))
-    if command.config is None:
-        raise SettingsError(
-            f"{command.model} is no run directory; give --config RUN.toml for its templates and verifier"
-        )
     overrides = [*command.overrides, f"model.path={json.dumps(command.model)}"]
     return load_settings(command.config, overrides), command.model
 

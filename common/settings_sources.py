@@ -37,8 +37,9 @@ LIKE_OURS: Final = 0.8
 
 
 def load_settings(run_file: Path | None, overrides: Iterable[str] = ()) -> Settings:
-    """Read preset, run file (if there is one), environment and ``section.key=value`` overrides. Paths in them become absolute.
+    """Read preset, run file (if there is one), environment and ``section.key=value`` overrides.
 
+    Paths in them become absolute.
     Raises SettingsError with one sentence that names the key, the value and the nearest known key.
     """
     file_values: dict[str, Any] = {}
