@@ -57,8 +57,10 @@ class ActorCommand(WithRunFile):
     def cli_cmd(self) -> None:
         from actors.__main__ import run
         from cli.rundir import RunDirectory
+        from common.process import server_url
 
         settings = self.settings()
+        server_url(settings)  # before anything is made
         RunDirectory(settings).log_to(self.name, role="actor")
         run(settings, self.name)
 
@@ -68,9 +70,11 @@ class RecyclerCommand(WithRunFile):
 
     def cli_cmd(self) -> None:
         from cli.rundir import RunDirectory
+        from common.process import server_url
         from recycler.__main__ import run
 
         settings = self.settings()
+        server_url(settings)  # before anything is made
         RunDirectory(settings).log_to("recycler", role="recycler")
         run(settings)
 
@@ -82,10 +86,14 @@ class LearnerCommand(WithRunFile):
         from cli.preflight import check_run
         from cli.rundir import RunDirectory
         from cli.starts import record_start
+        from common.process import server_url
         from learner.__main__ import run
+        from learner.engines import own_place
 
         settings = self.settings()
         check_run(settings, os.environ)
+        if own_place(settings).is_first:  # the other ranks need no server
+            server_url(settings)
         directory = RunDirectory(settings)
         if not directory.config.exists():  # started by hand, not by `spark up`
             directory.create()
@@ -105,7 +113,7 @@ class Evaluate(Command):
     """Run file with templates, sampling and verifier for a model that is no run; without it the defaults hold."""
     pool: Path | None = None
     """Frozen answers to judge (JSONL); made from this model and kept there if the file does not exist."""
-    draws: int | None = None
+    draws: int | None = Field(default=None, ge=1)
     """Prompts per figure, instead of eval.draws."""
     seed: int | None = None
     """Seed of prompts and sampling, instead of eval.seed."""

@@ -18,7 +18,7 @@ def run(command: Evaluate) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
     settings, model_path = _resolve(command)
     settings = _with_prompts(settings, command)
-    log.configure()
+    log.configure(json=False)  # to stderr: stdout is for the figures
 
     from rich.console import Console
 
@@ -28,7 +28,7 @@ def run(command: Evaluate) -> None:
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)  # now, not after an hour of sampling
 
-    draws = command.draws or settings.eval.draws
+    draws = settings.eval.draws if command.draws is None else command.draws
     seed = settings.eval.seed if command.seed is None else command.seed
     if command.pool is not None and not command.pool.exists():
         build_pool(settings, model_path, command.pool, draws, seed)

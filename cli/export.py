@@ -13,6 +13,8 @@ from learner.checkpoint import Checkpoint, CheckpointStore
 def export(run: Path, to: Path | None) -> None:
     """Write model, tokenizer and chat template; ``AutoModelForCausalLM.from_pretrained`` loads the directory."""
     run_directory = open_run(run)
+    if to is not None:
+        refuse_foreign(to)
     saved = newest_checkpoint(run_directory)
     if saved is None:
         raise SettingsError(
@@ -26,6 +28,12 @@ def export(run: Path, to: Path | None) -> None:
     folder = to or run_directory.export
     engine.export(folder)
     print(f"policy version {saved.state.policy_version} written to {folder}")
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises SettingsError for a folder with something in it that is no export: files of two models would mix."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and exported_version(folder) is None)):
+        raise SettingsError(f"--to {folder} is neither empty nor an earlier export; name a new folder")
 
 
 def newest_checkpoint(run: RunDirectory) -> Checkpoint | None:

@@ -27,10 +27,7 @@ def open_streams(settings: Settings, *, owner: bool = False, patience_s: float |
     The ``owner`` (the learner, or `spark up`) installs the stream functions unless they are; the others wait for them.
     A server that does not answer may be starting: it is waited for, ``redis.give_up_s`` or as long as ``patience_s``.
     """
-    url = settings.redis.url.get_secret_value()
-    if not url:
-        raise ServerError("redis.url is empty; set SPARK_REDIS__URL, or use `spark up`, which starts a server")
-    client = connect(url)
+    client = connect(server_url(settings))
     give_up_at = time.monotonic() + (settings.redis.give_up_s if patience_s is None else patience_s)
     while True:
         try:
@@ -40,6 +37,14 @@ def open_streams(settings: Settings, *, owner: bool = False, patience_s: float |
                 raise
             log.warning("server.away", reason=str(error))
             time.sleep(RETRY_S)
+
+
+def server_url(settings: Settings) -> str:
+    """Where the run's server is. Raises ServerError when nobody said so."""
+    url = settings.redis.url.get_secret_value()
+    if not url:
+        raise ServerError("redis.url is empty; set SPARK_REDIS__URL, or use `spark up`, which starts a server")
+    return url
 
 
 def _open(client: Client, settings: Settings, *, owner: bool) -> Streams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,7 @@ class TorchEngine:
         An adapter is merged into it, and is in ``adapter/`` alone too. ``spark.json`` says which policy version it is;
         it is there only when all the rest is.
         """
+        os.environ.setdefault("DS_ACCELERATOR", self._scorer.device.type)  # saving imports DeepSpeed, which guesses
         (folder / EXPORTED_FILE).unlink(missing_ok=True)
         tokenizer: Any = pretrained(AutoTokenizer.from_pretrained, self._settings.model)
         if self._settings.lora.rank > 0:

@@ -11,6 +11,9 @@ import pytest
 from run_harness import DEMO, spark
 
 from cli.embedded import EmbeddedServer
+from cli.export import refuse_foreign
+from cli.rundir import RunDirectory
+from common.settings import Settings
 
 
 def refuse(result: CompletedProcess[str], exit_code: int, *words: str) -> None:
@@ -96,6 +99,25 @@ def test_unreachable_server_hides_the_password(tmp_path: Path) -> None:
     result = spark("up", str(DEMO), cwd=tmp_path, SPARK_REDIS__URL=f"redis://user:s3cret@127.0.0.1:{port}")
     refuse(result, 3, f"no server answers at 127.0.0.1:{port}")
     assert "s3cret" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("role", ["actor", "recycler", "learner"])
+def test_a_process_without_a_server_leaves_nothing_behind(role: str, tmp_path: Path) -> None:
+    refuse(spark(role, str(DEMO), cwd=tmp_path), 3, "redis.url is empty")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_draws_and_a_folder_of_something_else(tmp_path: Path) -> None:
+    refuse(spark("eval", "model", "--draws", "0", cwd=tmp_path), 2, "draws", "greater than or equal to 1")
+    run = RunDirectory(Settings.model_validate({"run": {"name": "r", "dir": str(tmp_path)}}))
+    run.create()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    result = spark("export", str(run.path), "--to", str(tmp_path / "mine"), cwd=tmp_path)
+    refuse(result, 2, "mine is neither empty nor an earlier export")
+    refuse_foreign(tmp_path / "new")
+    (tmp_path / "mine" / "spark.json").write_text('{"policy_version": 3}')
+    refuse_foreign(tmp_path / "mine")
 
 
 def test_server_with_eviction_is_refused(tmp_path: Path) -> None:

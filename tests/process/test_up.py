@@ -60,6 +60,7 @@ def test_a_run_ends_with_everything_a_user_expects_and_goes_on_when_asked(
 
     exported = spark("export", str(up.run), "--to", str(tmp_path / "model"), cwd=tmp_path)
     assert "policy version 5" in exported.stdout, exported.stderr
+    assert "WARNING" not in exported.stdout + exported.stderr
     held_out = tmp_path / "held_out.jsonl"
     questions = [(f"{n} +1 +2 +{d} -1", str(n + d + 2)) for n in range(6) for d in range(1, 5)]
     lines = [json.dumps({"prompt": q, "answer": answer, "verifier": "exact"}) + "\n" for q, answer in questions]
