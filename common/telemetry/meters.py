@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, Observation, _Gauge
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from common.telemetry import quiet
+from common.telemetry.later import Count, Later
 from common.telemetry.metric import Metric
 from common.telemetry.names import of_role
 from common.telemetry.quiet import Reading, Said
@@ -37,11 +38,13 @@ class Fields:
 class Meters(quiet.Meters):
     """The metrics of one role. Created once in a process."""
 
-    def __init__(self, meter: Meter, role: str) -> None:
+    def __init__(self, meter: Meter, role: str, later: Later) -> None:
+        """``later`` counts what is recorded."""
         self._meter = meter
         self._role = role
+        self._later = later
         self._batch = Fields(of_role(role, "batch"))
-        self._instruments = {m.name: self._instrument(m) for m in (*self._batch.metrics, *of_role(role, "moment"))}
+        self._count = {m.name: self._instrument(m) for m in (*self._batch.metrics, *of_role(role, "moment"))}
 
     def follow(self, said: Said) -> None:
         fields = Fields(of_role(self._role, "heartbeat"))
@@ -61,25 +64,17 @@ class Meters(quiet.Meters):
         self._add(metric, value, labels or {})
 
     def _add(self, metric: Metric, value: float | None, labels: Mapping[str, str]) -> None:
-        instrument = self._instruments[metric.name]
-        if value is None:
-            return
-        if isinstance(instrument, Counter):
-            instrument.add(value, labels)
-        elif isinstance(instrument, Histogram):
-            instrument.record(value, labels)
-        else:
-            instrument.set(value, labels)
+        if value is not None:
+            self._later.add(self._count[metric.name], value, labels)
 
-    def _instrument(self, metric: Metric) -> Counter | Histogram | _Gauge:
+    def _instrument(self, metric: Metric) -> Count:
         about = {"unit": metric.unit, "description": metric.meaning}
         if metric.kind == "counter":
-            return self._meter.create_counter(metric.name, **about)
+            return self._meter.create_counter(metric.name, **about).add
         if metric.kind == "gauge":
-            return self._meter.create_gauge(metric.name, **about)
-        return self._meter.create_histogram(
-            metric.name, **about, explicit_bucket_boundaries_advisory=list(metric.bounds)
-        )
+            return self._meter.create_gauge(metric.name, **about).set
+        bounds = list(metric.bounds)
+        return self._meter.create_histogram(metric.name, **about, explicit_bucket_boundaries_advisory=bounds).record
 
     def _observe(self, metric: Metric, callback: Callback) -> None:
         counts = metric.kind == "counter"

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricsData
 from prometheus_client import CollectorRegistry
+from prometheus_client import Metric as Family
+from prometheus_client.registry import Collector
 
 from common.telemetry.names import LABELS
 
 _TROUBLE: Final = logging.getLogger("opentelemetry.spark")
 """Thinned out, and put into the run's log, with what the SDK says (``sdk_log``)."""
+
+
+class _Settling(Collector):
+    """Tells nothing itself."""
+
+    def __init__(self, settle: Callable[[], None]) -> None:
+        self._settle = settle
+
+    def collect(self) -> Iterable[Family]:
+        self._settle()
+        return ()
 
 
 class ScrapedReader(PrometheusMetricReader):
@@ -22,7 +36,15 @@ class ScrapedReader(PrometheusMetricReader):
     The SDK counts every figure once per reader, so that a second reader would double the cost of all metrics.
     """
 
-    def __init__(self, registry: CollectorRegistry, exporter: MetricExporter | None, every_s: float) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        exporter: MetricExporter | None,
+        every_s: float,
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``settle`` is called before every reading: it counts what is not counted yet."""
+        registry.register(_Settling(settle))  # first: a registry asks in this order
         super().__init__(
             registry=registry,
             scope_info_enabled=False,
@@ -30,6 +52,7 @@ class ScrapedReader(PrometheusMetricReader):
         )
         self._exporter = exporter
         self._every_s = every_s
+        self._settle = settle
         self._over = threading.Event()
         self._pusher = threading.Thread(target=self._push, name="telemetry-push", daemon=True)
         if exporter:
@@ -41,6 +64,7 @@ class ScrapedReader(PrometheusMetricReader):
         while not over:
             over = self._over.wait(self._every_s)
             try:
+                self._settle()
                 self.collect()
             except Exception:  # noqa: BLE001 - whatever a callback raises: reported, and tried again
                 _TROUBLE.exception("Metrics could not be collected")

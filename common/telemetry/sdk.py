@@ -17,7 +17,7 @@ import structlog
 from opentelemetry import metrics
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import MetricReader
 from opentelemetry.sdk.metrics.view import View
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, start_http_server
@@ -26,6 +26,7 @@ from redis.observability.config import MetricGroup
 
 from common.settings import Telemetry as Wanted
 from common.telemetry import quiet
+from common.telemetry.later import Later, LaterProvider
 from common.telemetry.meters import Meters
 from common.telemetry.names import MEMBER, ROLE, RUN, SCOPE
 from common.telemetry.quiet import Telemetry
@@ -66,13 +67,14 @@ class Running:
         )
         self._log = sdk_log()
         self._closing: list[Callable[[], object]] = []
-        address, reader = self._reader(wanted, role, member)
+        later = Later()
+        address, reader = self._reader(wanted, role, member, later)
         provider = MeterProvider([reader] if reader else [], resource, shutdown_on_exit=False, views=[REDIS_COMMANDS])
         self._closing.append(lambda: provider.shutdown(STOP_S * 1000))
-        metrics.set_meter_provider(provider)  # redis-py asks for it
+        metrics.set_meter_provider(LaterProvider(provider, later))  # redis-py asks for it
         get_observability_instance().init(OTelConfig(metric_groups=REDIS_GROUPS, exclude_commands=LOOKS))
         self.telemetry = Telemetry(
-            meters=Meters(provider.get_meter(SCOPE), role),
+            meters=Meters(provider.get_meter(SCOPE), role, later),
             traces=self._traces(wanted, resource),
             address=address,
         )
@@ -85,16 +87,15 @@ class Running:
         self._closing.append(sender.close)
         return Traces(sender.send, wanted.sample_share)
 
-    def _reader(self, wanted: Wanted, role: str, member: str) -> tuple[str, MetricReader | None]:
+    def _reader(self, wanted: Wanted, role: str, member: str, later: Later) -> tuple[str, MetricReader | None]:
         """The address that Prometheus scrapes, empty for none; and the one reader of all metrics."""
         endpoint = _url(wanted.endpoint, "metrics")
         exporter = OTLPMetricExporter(endpoint=endpoint, timeout=EXPORT_S) if wanted.endpoint else None
         registry = CollectorRegistry()
-        if address := self._serve(wanted, role, member, registry):
-            return address, ScrapedReader(registry, exporter, wanted.interval_s)
-        if exporter:
-            return "", PeriodicExportingMetricReader(exporter, wanted.interval_s * 1000, EXPORT_S * 1000)
-        return "", None
+        address = self._serve(wanted, role, member, registry)
+        if not (address or exporter):
+            return "", None
+        return address, ScrapedReader(registry, exporter, wanted.interval_s, later.settle)
 
     def _serve(self, wanted: Wanted, role: str, member: str, registry: CollectorRegistry) -> str:
         """The endpoint for Prometheus. A port that is taken costs the endpoint, not the process."""

@@ -10,6 +10,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from common.telemetry import quiet
+from common.telemetry.later import Later
 from common.telemetry.meters import Meters, number
 from common.telemetry.metric_names import STALENESS
 from common.telemetry.names import of_role
@@ -18,10 +19,13 @@ from common.telemetry.names import of_role
 class Rig:
     def __init__(self, role: str) -> None:
         self.reader = InMemoryMetricReader()
-        self.meters = Meters(MeterProvider([self.reader], shutdown_on_exit=False).get_meter("test"), role)
+        self.later = Later()
+        meter = MeterProvider([self.reader], shutdown_on_exit=False).get_meter("test")
+        self.meters = Meters(meter, role, self.later)
 
     def values(self, name: str) -> dict[tuple[tuple[str, Any], ...], Any]:
         """Labels -> value (of a histogram: count and sum) of one metric, as it is told now."""
+        self.later.settle()
         data = self.reader.get_metrics_data()
         metrics = [m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics] if data else []
         points = [point for metric in metrics if metric.name == name for point in metric.data.data_points]
