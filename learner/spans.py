@@ -70,7 +70,8 @@ class BatchSpans:
             names.SAMPLES: sum(len(group.rollouts) for group in groups),
         }
         links = [group.task.trace for group in groups]
-        step = self._telemetry.traces.span(names.STEP, about, start_s=at, end_s=end_s, links=links)
+        step = self._telemetry.traces.root()
+        self._telemetry.traces.span(names.STEP, about, start_s=at, end_s=end_s, context=step, links=links)
         for name, seconds in stages:
             self._telemetry.traces.span(name, {}, start_s=at, end_s=at + seconds, parent=step)
             at += seconds

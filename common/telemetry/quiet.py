@@ -47,6 +47,10 @@ class Traces:
         """The tasks with their ``trace`` set. ``source``: context of the group whose answers they show."""
         return Issue(tasks=tasks)
 
+    def root(self) -> str:
+        """A context for a span that begins a trace of its own, and that others refer to."""
+        return ""
+
     def span(
         self,
         name: SpanName,
@@ -55,10 +59,10 @@ class Traces:
         start_s: float,
         end_s: float,
         parent: str = "",
+        context: str = "",
         links: Sequence[str] = (),
-    ) -> str:
-        """Tell of something that is over; returns its context. Without ``parent`` it begins a trace."""
-        return ""
+    ) -> None:
+        """Tell of something that is over. Without ``parent`` it begins a trace. ``attributes`` must not change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

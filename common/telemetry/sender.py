@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from opentelemetry.util.types import AttributeValue
 
 from common.telemetry.names import SCOPE
 from common.telemetry.span_names import END, GENERATE, ISSUE
-from common.telemetry.traces import Span
+from common.telemetry.traces import UNSAMPLED, Context, Span, context_of
 
 WAITING: Final = 8192
 """Spans; the oldest give way."""
@@ -38,8 +39,9 @@ class SpanSender:
         self._processor = BatchSpanProcessor(_Exporter(url, resource, timeout_s), WAITING, every_s * 1000)
 
     def send(self, span: Span) -> None:
-        """Soon; returns at once."""
-        self._processor.on_end(_Queued(span))
+        """Soon, if it is sampled; returns at once."""
+        if not (span.context or span.parent).endswith(UNSAMPLED):
+            self._processor.on_end(_Queued(span))
 
     def close(self) -> None:
         """Sends what waits."""
@@ -65,27 +67,32 @@ class _Exporter(OTLPSpanExporter):
         super().__init__(endpoint=url, timeout=timeout_s)
         self._resource = {"attributes": _key_values(resource.attributes)}
         self._scope = {"name": SCOPE}
+        self._random = random.Random()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        fields = [_fields(queued.span) for queued in spans if isinstance(queued, _Queued)]
+        fields = [fields_of(queued.span, self._random) for queued in spans if isinstance(queued, _Queued)]
         told: Any = {"resource": self._resource, "scope_spans": [{"scope": self._scope, "spans": fields}]}
         sent = self._client.export(ExportTraceServiceRequest(resource_spans=[told]).SerializeToString())
         return SpanExportResult.SUCCESS if sent.success else SpanExportResult.FAILURE
 
 
-def _fields(span: Span) -> dict[str, Any]:
-    """Of OTLP's ``Span``."""
+def fields_of(span: Span, ids: random.Random) -> dict[str, Any]:
+    """Of OTLP's ``Span``. ``ids`` for one that nobody refers to."""
+    parent, own = context_of(span.parent), context_of(span.context)
+    if own is None:
+        own = Context(parent.trace_id if parent else ids.randbytes(16), ids.randbytes(8), sampled=True)
+    links = [found for text in span.links if (found := context_of(text)) and found.sampled]
     return {
-        "trace_id": span.context.trace_id,
-        "span_id": span.context.span_id,
-        "parent_span_id": span.parent.span_id if span.parent else b"",
-        "flags": _REMOTE if span.parent else _OURS,
+        "trace_id": own.trace_id,
+        "span_id": own.span_id,
+        "parent_span_id": parent.span_id if parent else b"",
+        "flags": _REMOTE if parent else _OURS,
         "name": span.name,
         "kind": _KINDS.get(span.name, otlp.Span.SPAN_KIND_INTERNAL),
         "start_time_unix_nano": span.start_ns,
         "end_time_unix_nano": span.end_ns,
         "attributes": _key_values(span.attributes),
-        "links": [{"trace_id": one.trace_id, "span_id": one.span_id, "flags": _REMOTE} for one in span.links],
+        "links": [{"trace_id": one.trace_id, "span_id": one.span_id, "flags": _REMOTE} for one in links],
     }
 
 

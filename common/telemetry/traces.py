@@ -1,8 +1,9 @@
 """The spans of a process. The trace of a task has its uid as trace id: who knows the one knows the other.
 
 Message brokers are crossed by links and parents in ``Task.trace``; nothing is kept open while a message travels, so a
-process that dies leaves no span that never ends. A span is told when it is over: the SDK's tracer, which is for spans
-that stay open, takes several times as long, and a small run has hundreds a second.
+process that dies leaves no span that never ends. A span is told when it is over, as the texts that messages carry, and
+made into what a collector takes by the thread that sends it: a small run has hundreds a second, and the loops that tell
+them have other things to do.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from common.telemetry.span_names import (
     ISSUE,
     OBJECTIVE_OF,
     POSITION,
-    STEP,
     TEMPLATE,
     UID,
     VERSION,
 )
 
 _TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+UNSAMPLED: Final = "-00"
+"""How the context of what is not told ends."""
 _HEX: Final = re.compile(r"[0-9a-f]{32}")
 
 
@@ -51,16 +53,17 @@ class Context:
 
 @dataclass(slots=True, kw_only=True)
 class Span:
-    """What is over."""
+    """What is over. Contexts are ``traceparent`` texts; what is none counts as none."""
 
     name: str
-    context: Context
-    parent: Context | None
+    context: str
+    """Its own; empty where nobody refers to it."""
+    parent: str
     start_ns: int
     """Unix time."""
     end_ns: int
     attributes: Mapping[str, Attribute]
-    links: Sequence[Context]
+    links: Sequence[str]
 
 
 def context_of(traceparent: str) -> Context | None:
@@ -76,37 +79,26 @@ class Traces(quiet.Traces):
     """Told by one thread, the main loop's."""
 
     def __init__(self, tell: Callable[[Span], None], share: float = 1.0) -> None:
-        """``tell`` sends a span. ``share``: of the tasks, by trace id, so that all attempts of one are told or none;
-        steps always are."""
+        """``tell`` sends a span if its context, or its parent's, is sampled.
+
+        ``share``: of the tasks, by trace id, so that all attempts of one are told or none; steps always are.
+        """
         self._tell = tell
         self._bound = TraceIdRatioBased(share).bound
         self._random = random.Random()  # not the module's, which a run seeds: ids would repeat
 
     def issue(self, tasks: Sequence[Task], policy_version: int, source: str = "") -> Issue:
-        begun, traced, spans = time.time_ns(), [], []
-        for task in tasks:
-            context, span = self._issue(task, policy_version, source, begun)
-            traced.append(replace(task, trace=str(context)))
-            spans += [span] if span else []
+        begun = time.time_ns()
+        traced = [replace(task, trace=str(self._of_task(task))) for task in tasks]
 
         def told() -> None:
-            for span in spans:
-                self._tell(span)
+            for before, task in zip(tasks, traced, strict=True):
+                self._tell(_issued(task, before.trace, policy_version, source, begun))
 
         return Issue(tasks=traced, told=told)
 
-    def _issue(self, task: Task, policy_version: int, source: str, at: int) -> tuple[Context, Span | None]:
-        """A task that is issued again stays in its trace."""
-        about: dict[str, Attribute] = {
-            UID: task.uid,
-            OBJECTIVE_OF: task.objective,
-            VERSION: policy_version,
-            ATTEMPT: task.attempt,
-            POSITION: task.position,
-            TEMPLATE: task.template,
-        }
-        trace_id = bytes.fromhex(task.uid) if _HEX.fullmatch(task.uid) else b""
-        return self._over(ISSUE, about, task.trace, [source], at, at, trace_id)
+    def root(self) -> str:
+        return str(Context(self._random.randbytes(16), self._random.randbytes(8), sampled=True))
 
     def span(
         self,
@@ -116,43 +108,40 @@ class Traces(quiet.Traces):
         start_s: float,
         end_s: float,
         parent: str = "",
+        context: str = "",
         links: Sequence[str] = (),
-    ) -> str:
-        context, span = self._over(name, attributes, parent, links, int(start_s * 1e9), int(end_s * 1e9))
-        if span:
-            self._tell(span)
-        return str(context)
-
-    def _over(
-        self,
-        name: SpanName,
-        attributes: Mapping[str, Attribute],
-        parent: str,
-        links: Sequence[str],
-        start_ns: int,
-        end_ns: int,
-        trace_id: bytes = b"",
-    ) -> tuple[Context, Span | None]:
-        """The span, if it is sampled. ``trace_id``: of the trace that it begins where it has no parent."""
-        above = context_of(parent)
-        context = self._below(above, name, trace_id)
-        if not context.sampled:
-            return context, None
-        return context, Span(
-            name=name.name,
-            context=context,
-            parent=above,
-            start_ns=start_ns,
-            end_ns=end_ns,
-            attributes=attributes,
-            links=[one for text in links if (one := context_of(text)) and one.sampled],
+    ) -> None:
+        start_ns, end_ns = int(start_s * 1e9), int(end_s * 1e9)
+        self._tell(
+            Span(
+                name=name.name,
+                context=context,
+                parent=parent,
+                start_ns=start_ns,
+                end_ns=end_ns,
+                attributes=attributes,
+                links=links,
+            )
         )
 
-    def _below(self, parent: Context | None, name: SpanName, trace_id: bytes) -> Context:
-        """The context of a new span: sampled as its parent is, or by its trace id."""
-        if parent:
-            trace_id, sampled = parent.trace_id, parent.sampled
-        else:
-            trace_id = trace_id or self._random.randbytes(16)
-            sampled = name is STEP or int.from_bytes(trace_id) & TraceIdRatioBased.TRACE_ID_LIMIT < self._bound
-        return Context(trace_id, self._random.randbytes(8), sampled)
+    def _of_task(self, task: Task) -> Context:
+        """Of its issue. A task that is issued again stays in its trace."""
+        span_id = self._random.randbytes(8)
+        if before := context_of(task.trace):
+            return Context(before.trace_id, span_id, before.sampled)
+        trace_id = bytes.fromhex(task.uid) if _HEX.fullmatch(task.uid) else self._random.randbytes(16)
+        return Context(trace_id, span_id, int.from_bytes(trace_id) & TraceIdRatioBased.TRACE_ID_LIMIT < self._bound)
+
+
+def _issued(task: Task, before: str, policy_version: int, source: str, at: int) -> Span:
+    about: dict[str, Attribute] = {
+        UID: task.uid,
+        OBJECTIVE_OF: task.objective,
+        VERSION: policy_version,
+        ATTEMPT: task.attempt,
+        POSITION: task.position,
+        TEMPLATE: task.template,
+    }
+    return Span(
+        name=ISSUE.name, context=task.trace, parent=before, start_ns=at, end_ns=at, attributes=about, links=[source]
+    )

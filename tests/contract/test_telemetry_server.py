@@ -126,7 +126,7 @@ def test_an_actor_tells_of_what_it_ships_and_forgets_the_rest(run, streams: Stre
     spans.shipped(delivery, group)  # nothing is known of it any more
     generate, verify = told
     assert (generate.name, verify.name) == ("spark.generate", "spark.verify")
-    assert generate.context.trace_id.hex() == verify.context.trace_id.hex() == task.uid
+    assert generate.parent == verify.parent == task.trace
     assert (verify.start_ns, verify.end_ns) == (2_000_000_000, 2_500_000_000)
     assert generate.attributes.items() >= {
         ("gen_ai.request.model", "small"),

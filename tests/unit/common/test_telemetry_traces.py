@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
-from collector import collecting
+from collector import attributes, collecting
+from opentelemetry.proto.trace.v1 import trace_pb2 as otlp
 from opentelemetry.sdk.resources import Resource
 
 from common.codec import encode
 from common.messages import ChatMessage, Sampling, Task, uid_of
 from common.telemetry.quiet import QUIET
-from common.telemetry.sender import SpanSender
+from common.telemetry.sender import SpanSender, fields_of
 from common.telemetry.span_names import GENERATE, STEP
-from common.telemetry.traces import Span, Traces
+from common.telemetry.traces import UNSAMPLED, Span, Traces
 
 
 class Rig:
     def __init__(self, share: float = 1.0) -> None:
-        self.told: list[Span] = []
-        self.traces = Traces(self.told.append, share)
+        self._spans: list[Span] = []
+        self.traces = Traces(self._tell, share)
+
+    def _tell(self, span: Span) -> None:
+        if not (span.context or span.parent).endswith(UNSAMPLED):  # as the sender does
+            self._spans.append(span)
+
+    @property
+    def told(self) -> list[otlp.Span]:
+        """As they are sent."""
+        return [otlp.Span(**fields_of(span, random.Random(0))) for span in self._spans]
 
 
 def task(uid: str = uid_of("test", 1)) -> Task:
@@ -34,8 +45,8 @@ def task(uid: str = uid_of("test", 1)) -> Task:
     )
 
 
-def trace_of(span: Span) -> str:
-    return span.context.trace_id.hex()
+def trace_of(span: otlp.Span) -> str:
+    return span.trace_id.hex()
 
 
 def test_the_trace_id_of_a_task_is_its_uid() -> None:
@@ -47,7 +58,7 @@ def test_the_trace_id_of_a_task_is_its_uid() -> None:
     issue.told()
     [span] = rig.told
     assert trace_of(span) == task().uid
-    assert span.attributes == {
+    assert attributes(span.attributes) == {
         "spark.uid": task().uid,
         "spark.objective": "solve",
         "spark.policy_version": 3,
@@ -71,7 +82,7 @@ def test_what_is_issued_again_stays_in_its_trace() -> None:
     again.told()
     one, two = rig.told
     assert trace_of(two) == trace_of(one)
-    assert two.parent == one.context
+    assert two.parent_span_id == one.span_id
     assert again.tasks[0].trace != first.tasks[0].trace
 
 
@@ -84,8 +95,8 @@ def test_spans_descend_from_the_message_and_links_cross_traces() -> None:
     issued, generated = rig.told
     assert [link.trace_id.hex() for link in issued.links] == [task().uid]
     assert trace_of(generated) == trace_of(issued) == uid_of("judge")
-    assert generated.parent == issued.context
-    assert (generated.start_ns, generated.end_ns) == (10_000_000_000, 12_500_000_000)
+    assert generated.parent_span_id == issued.span_id
+    assert (generated.start_time_unix_nano, generated.end_time_unix_nano) == (10_000_000_000, 12_500_000_000)
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "\x00", "00-1-2-3"])
@@ -93,7 +104,7 @@ def test_what_is_no_context_begins_a_trace_and_is_no_link(text: str) -> None:
     rig = Rig()
     rig.traces.span(GENERATE, {}, start_s=0.0, end_s=1.0, parent=text, links=[text])
     [span] = rig.told
-    assert span.parent is None
+    assert span.parent_span_id == b""
     assert len(span.links) == 0
 
 
@@ -111,7 +122,7 @@ def test_a_share_of_the_tasks_is_traced_whole_or_not_at_all_and_every_step() -> 
     assert len(spans) == 4 * len(traced)
     unsampled = rig.traces.issue([task(next(uid for uid in uids if uid not in traced))], 0).tasks[0].trace
     assert int(unsampled[-2:], 16) & 1 == 0
-    rig.traces.span(STEP, {}, start_s=0.0, end_s=1.0, links=[unsampled])
+    rig.traces.span(STEP, {}, start_s=0.0, end_s=1.0, context=rig.traces.root(), links=[unsampled])
     assert rig.told[-1].name == STEP.name
     assert len(rig.told[-1].links) == 0  # it would lead nowhere
 
@@ -120,7 +131,7 @@ def test_every_step_is_told_even_if_no_task_is() -> None:
     rig = Rig(share=0.0)
     rig.traces.issue([task(uid_of("none", index)) for index in range(20)], 0).told()
     for _ in range(20):
-        rig.traces.span(STEP, {}, start_s=0.0, end_s=1.0)
+        rig.traces.span(STEP, {}, start_s=0.0, end_s=1.0, context=rig.traces.root())
     assert [span.name for span in rig.told] == [STEP.name] * 20
 
 
@@ -143,4 +154,4 @@ def test_off_no_message_differs_by_a_byte() -> None:
     issue = QUIET.traces.issue([task()], 5, source="00-" + "1" * 32 + "-" + "2" * 16 + "-01")
     issue.told()
     assert [encode(one) for one in issue.tasks] == [encode(task())]
-    assert QUIET.traces.span(STEP, {}, start_s=0.0, end_s=1.0) == ""
+    assert QUIET.traces.root() == ""

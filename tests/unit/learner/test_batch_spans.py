@@ -22,12 +22,23 @@ class Spy(quiet.Traces, quiet.Meters):
     values: list[tuple[str, float]] = field(default_factory=list)
     batches: list[Mapping] = field(default_factory=list)
 
+    def root(self) -> str:
+        return "context of spark.step"
+
     def span(
-        self, name: SpanName, attributes, *, start_s: float, end_s: float, parent="", links: Sequence[str] = ()
-    ) -> str:
+        self,
+        name: SpanName,
+        attributes,
+        *,
+        start_s: float,
+        end_s: float,
+        parent="",
+        context="",
+        links: Sequence[str] = (),
+    ) -> None:
         about = {"name": name.name, "start": start_s, "end": end_s, "parent": parent, "links": list(links)}
         self.spans.append({**about, **attributes})
-        return f"context of {name.name}"
+        assert context == (self.root() if name.name == "spark.step" else "")
 
     def record(self, metric: Metric, value: float, labels=None) -> None:
         self.values.append((metric.name, value))
