@@ -34,7 +34,8 @@ class Teaching:
     copied: float
     """Share of reflections that repeat the answer they were shown."""
     drills: float = 0.0
-    """Share of documents that only compare numbers."""
+    """Share of documents that only compare numbers: taught from the start, since the comparison is learned late or
+    never beside everything else."""
     extra_verdicts: float = 0.0
     """Share of the remaining documents that must be verdicts."""
 
@@ -88,7 +89,23 @@ _WRITERS: Final = {"solve": _solve, "judge": _judge, "compare": _compare, "refle
 
 
 def _drill(rng: random.Random) -> Document:
-    """Four bare comparisons. Verdicts are too rare in the other documents for the comparison to be learned."""
+    """Bare comparisons. Verdicts are too rare in the other documents for the comparison to be learned."""
+    return _pair_drill(rng) if rng.random() < 0.5 else _same_drill(rng)
+
+
+def _pair_drill(rng: random.Random) -> Document:
+    """Which of two is the number that follows, three times."""
+    response = []
+    for _ in range(3):
+        number = rng.randrange(NUMBERS)
+        other, first = _other_than(rng, number), rng.random() < 0.5
+        shown = (number, other) if first else (other, number)
+        response += ["A:", str(shown[0]), "B:", str(shown[1]), str(number), BOX, A if first else B, CLOSE]
+    return [BOS], [*response, EOS]
+
+
+def _same_drill(rng: random.Random) -> Document:
+    """Whether two numbers are the same, four times."""
     response = []
     for _ in range(4):
         number = rng.randrange(NUMBERS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +21,7 @@ from vocabulary import BOS, EOS, IDS, PAD, VERDICTS, WORDS, build_tokenizer, enc
 
 BATCH: Final = 32
 IGNORED: Final = -100
-SKILL: Final = Teaching(lazy=0.0, careful=0.9, copied=0.05)
+SKILL: Final = Teaching(lazy=0.0, careful=0.9, copied=0.05, drills=0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Stage:
     lr_steps: int
     lr_warmup: int = 1
     verdict_weight: float = 1.0
-    """Loss weight of the tokens Yes, No, A and B."""
+    """Loss weight of the tokens Yes, No, A and B, and of an answer that is restated to be judged."""
 
 
 STAGES: Final = (
@@ -44,7 +44,7 @@ STAGES: Final = (
     Stage(
         name="verdicts",
         steps=1000,
-        teaching=Teaching(lazy=0.0, careful=0.9, copied=0.05, drills=0.25, extra_verdicts=0.4),
+        teaching=replace(SKILL, extra_verdicts=0.4),
         lr=2e-3,
         lr_end=5e-4,
         lr_steps=1200,
@@ -53,7 +53,7 @@ STAGES: Final = (
     Stage(
         name="habits",
         steps=200,
-        teaching=Teaching(lazy=0.25, careful=0.25, copied=0.5, drills=0.125),
+        teaching=Teaching(lazy=0.25, careful=0.05, copied=0.5),
         lr=5e-4,
         lr_end=5e-4,
         lr_steps=200,
@@ -108,7 +108,7 @@ def update(
     ids_BT, targets_BT = batch(documents)
     logits_BTV = model(input_ids=ids_BT, attention_mask=(ids_BT != IDS[PAD]).long()).logits
     losses_N = cross_entropy(logits_BTV[:, :-1].flatten(0, 1), targets_BT[:, 1:].flatten(), reduction="none")
-    weights_N = token_weights(targets_BT[:, 1:].flatten(), verdict_weight)
+    weights_N = token_weights(ids_BT[:, :-1].flatten(), targets_BT[:, 1:].flatten(), verdict_weight)
     loss = (losses_N * weights_N).sum() / weights_N.sum()
     optimizer.zero_grad()
     loss.backward()
@@ -129,9 +129,10 @@ def batch(documents: list[Document]) -> tuple[Tensor, Tensor]:
     return ids, targets
 
 
-def token_weights(targets_N: Tensor, verdict_weight: float) -> Tensor:
-    is_verdict_N = torch.isin(targets_N, torch.tensor(encode(list(VERDICTS))))
-    return (targets_N != IGNORED).float() * (1.0 + (verdict_weight - 1.0) * is_verdict_N.float())
+def token_weights(before_N: Tensor, targets_N: Tensor, verdict_weight: float) -> Tensor:
+    """``before_N``: the token before each target."""
+    heavy_N = torch.isin(targets_N, torch.tensor(encode(list(VERDICTS)))) | (before_N == IDS["answer:"])
+    return (targets_N != IGNORED).float() * (1.0 + (verdict_weight - 1.0) * heavy_N.float())
 
 
 def main() -> None:
