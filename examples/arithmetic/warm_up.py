@@ -53,7 +53,7 @@ STAGES: Final = (
     Stage(
         name="habits",
         steps=200,
-        teaching=Teaching(lazy=0.25, careful=0.05, copied=0.5),
+        teaching=Teaching(lazy=0.15, careful=0.05, copied=0.5, drills=0.125),
         lr=5e-4,
         lr_end=5e-4,
         lr_steps=200,
