@@ -29,7 +29,7 @@ def run(command: Evaluate) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)  # now, not after an hour of sampling
 
     draws = settings.eval.draws if command.draws is None else command.draws
-    seed = settings.eval.seed if command.seed is None else command.seed
+    seed = settings.eval_seed if command.seed is None else command.seed
     if command.pool is not None and not command.pool.exists():
         build_pool(settings, model_path, command.pool, draws, seed)
     result = evaluate(

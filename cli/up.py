@@ -81,7 +81,7 @@ def earlier_wall_s(summary: Path) -> float:
 def pool_name(settings: Settings) -> str:
     """File name of the frozen answers; another one as soon as anything differs that the answers come from."""
     model, held_out = settings.model, settings.eval
-    origin = [model.path, model.revision, held_out.prompts, held_out.args, held_out.seed, held_out.draws]
+    origin = [model.path, model.revision, held_out.prompts, held_out.args, settings.eval_seed, held_out.draws]
     text = json.dumps(origin, sort_keys=True, default=str)
     return f"pool-{hashlib.blake2s(text.encode(), digest_size=6).hexdigest()}.jsonl"
 
@@ -114,7 +114,7 @@ def _evaluate(run: RunDirectory) -> dict[str, Any]:
     run.evaluation.mkdir(exist_ok=True)
     pool = run.evaluation / pool_name(settings)
     if not pool.exists():  # the base model's answers, which both are shown
-        build_pool(settings, settings.model.path, pool, settings.eval.draws, settings.eval.seed)
+        build_pool(settings, settings.model.path, pool, settings.eval.draws, settings.eval_seed)
     models = {"before": settings.model.path, "after": str(run.path)}
     files = {name: run.evaluation / f"{name}.json" for name in models}
     running = {

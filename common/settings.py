@@ -330,8 +330,8 @@ class Eval(Section):
     """Judge-and-reflect rounds of test-time scaling."""
     votes: int = Field(default=4, ge=1)
     """Samples of the majority vote printed beside it."""
-    seed: int = 1
-    """Seed of the evaluation's prompts and sampling."""
+    seed: int | None = None
+    """Seed of the evaluation's prompts and sampling. None: `run.seed` + 1, so that runs do not share noise."""
 
 
 class Metrics(Section):
@@ -416,6 +416,10 @@ class Settings(BaseSettings):
                 f"staleness.max_staleness={staleness} is below learner.updates_per_batch={learner.updates_per_batch}, "
                 "so it allows no overlap; set 0 (synchronous) or at least that"
             )
+
+    @property
+    def eval_seed(self) -> int:
+        return self.run.seed + 1 if self.eval.seed is None else self.eval.seed
 
     @property
     def weights_dir(self) -> Path:

@@ -258,8 +258,9 @@ def nearest_setting(key: str) -> str:
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
-    by_last_part = {name.rsplit(".", 1)[-1]: name for name in known}
-    match = difflib.get_close_matches(key, by_last_part.values(), n=1) or [
+    names = list(known)
+    by_last_part = {name.rsplit(".", 1)[-1]: name for name in names}
+    match = difflib.get_close_matches(key, names, n=1) or [
         by_last_part[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_last_part, n=1)
     ]
     return f"did you mean {match[0]}?" if match else "docs/configuration.md lists all keys"

@@ -126,6 +126,7 @@ def test_an_unknown_preset_is_told_with_the_known_ones(load: Load) -> None:
         ("", [], {"SPARK_LEARNER__MAX_STEPZ": "1"}, ["unknown setting learner.max_stepz", "learner.max_steps?"]),
         ("", [], {"SPARK_LERNER__MAX_STEPS": "1"}, ["variable SPARK_LERNER__MAX_STEPS", "did you mean SPARK_LEARNER?"]),
         ("", [], {"spark_lerner__max_steps": "1"}, ["variable spark_lerner__max_steps", "did you mean SPARK_LEARNER?"]),
+        ("", ["run.directory=x"], {}, ["unknown setting run.directory", "did you mean run.dir?"]),
         ("", ["quux.zzz=1"], {}, ["unknown setting quux", "docs/configuration.md"]),
     ],
 )

@@ -94,7 +94,7 @@ def test_run_file_opens_disjoint_prompts(demo: Path) -> None:
     settings = load_settings(demo / "run.toml")
     train = open_prompts(settings.prompts, settings.run.python_path, settings.run.seed)
     evaluation = settings.prompts.model_copy(update={"source": settings.eval.prompts, "args": settings.eval.args})
-    held_out = open_prompts(evaluation, settings.run.python_path, settings.eval.seed)
+    held_out = open_prompts(evaluation, settings.run.python_path, settings.eval_seed)
     assert len(held_out) >= settings.eval.draws
     assert len(train) >= 2 * settings.learner.max_steps * settings.learner.groups_per_step
     assert not {prompt.question for prompt in train} & {prompt.question for prompt in held_out}
