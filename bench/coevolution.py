@@ -1,6 +1,7 @@
 """Does recycling train a judge that plain RLVR does not? All arms from one base, by the real processes.
 
-``python -m bench.coevolution --seeds 3 [--folder DIR]``. One unit of training is what the miniature called a
+``python -m bench.coevolution --seeds 3 [--base DIR] [--folder DIR]``. ``--base``: another base than the shipped one, such
+as ``examples/arithmetic/warm_up.py`` makes. One unit of training is what the miniature called a
 step: 32 prompts in two updates. Here a batch is 16 prompts with a contrast and one update, so 60 such steps are
 120. Groups without a contrast are replaced, so arms differ in samples; ``grpo_equal_samples`` draws about as many as
 ``spark`` does (22 prompts a batch, found by interpolation), and all counts are printed.
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="steps of 32 prompts in two updates")
     parser.add_argument("--draws", type=int, default=2048)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--base", type=Path, help="model directory; the shipped base if left out")
     parser.add_argument("--folder", type=Path, help="keep the runs here; finished ones are not run again")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -72,7 +74,10 @@ def measure(arm: str, seed: int, folder: Path, arguments: argparse.Namespace) ->
     if kept.is_file():
         return dict(json.loads(kept.read_text(encoding="utf-8")))
     scale = 4 if arm == "spark_original" else 2  # optimizer steps per step of 32 prompts
-    run = run_demo(name, folder, [*ARMS[arm], f"learner.max_steps={arguments.steps * scale}", f"run.seed={seed}"])
+    overrides = [*ARMS[arm], f"learner.max_steps={arguments.steps * scale}", f"run.seed={seed}"]
+    if arguments.base:
+        overrides.append(f"model.path={json.dumps(str(arguments.base))}")
+    run = run_demo(name, folder, overrides)
     result = {**evaluated(run, folder, seed, arguments.draws), **counted(run)}
     kept.write_text(json.dumps(result), encoding="utf-8")
     print(
