@@ -1,10 +1,10 @@
 """Does recycling train a judge that plain RLVR does not? All arms from one base, by the real processes.
 
-``python -m bench.coevolution --seeds 3 [--base DIR] [--folder DIR]``. ``--base``: another base than the shipped one, such
-as ``examples/arithmetic/warm_up.py`` makes. One unit of training is what the miniature called a
-step: 32 prompts in two updates. Here a batch is 16 prompts with a contrast and one update, so 60 such steps are
-120. Groups without a contrast are replaced, so arms differ in samples; ``grpo_equal_samples`` draws about as many as
-``spark`` does (22 prompts a batch, found by interpolation), and all counts are printed.
+``python -m bench.coevolution --seeds 3 [--base DIR] [--folder DIR]``. ``--base``: another base than the shipped one,
+such as ``examples/arithmetic/warm_up.py`` makes. One unit of training is what the miniature called a step: 32 prompts
+in two updates. Here a batch is 16 prompts with a contrast and one update, so 60 such steps are 120. Groups without a
+contrast are replaced, so arms differ in samples; ``grpo_equal_samples`` draws about as many as ``spark`` does (22
+prompts a batch, found by interpolation), and all counts are printed.
 """
 
 from __future__ import annotations
