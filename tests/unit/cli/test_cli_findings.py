@@ -100,7 +100,7 @@ def test_the_folder_of_the_figures_is_made_before_they_are_measured(
         raise SparkError("measured")
 
     monkeypatch.setattr(evaluation, "evaluate", measure)
-    monkeypatch.setattr(evaluate.log, "configure", lambda: None)
+    monkeypatch.setattr(evaluate.log, "configure", lambda **_: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     fields = {"model": str(DEMO / "base"), "config": DEMO / "run.toml", "json": file}
     with pytest.raises(SparkError, match="measured"):

@@ -127,6 +127,22 @@ def test_documents_have_the_stated_shares() -> None:
     assert abs(sum(prompt == ["<bos>"] for prompt, _ in drills) / 2000 - 0.5) < 0.05
 
 
+def test_drills_tell_the_truth() -> None:
+    rng, seen = random.Random(6), set()
+    drills = [document(rng, Teaching(lazy=0, careful=1, copied=0, drills=1.0))[1][:-1] for _ in range(200)]
+    for drill in drills:
+        size = 8 if drill[0] == "A:" else 6
+        for words in (drill[at : at + size] for at in range(0, len(drill), size)):
+            if size == 8:
+                _, first, _, second, number, _, verdict, _ = words
+                assert number == (first if verdict == "A" else second) != (second if verdict == "A" else first)
+            else:
+                number, _, candidate, _, verdict, _ = words
+                assert (number == candidate) == (verdict == "Yes")
+            seen.add(verdict)
+    assert seen == {"Yes", "No", "A", "B"}
+
+
 def test_careful_verdicts_follow_from_the_working() -> None:
     rng, seen = random.Random(4), set()
     for _ in range(2000):
@@ -167,9 +183,10 @@ def test_only_responses_are_targets() -> None:
     ]
 
 
-def test_verdicts_weigh_more() -> None:
-    targets = torch.tensor([IGNORED, IDS["9"], IDS["Yes"], IDS["B"]])
-    assert token_weights(targets, 6.0).tolist() == [0.0, 1.0, 6.0, 6.0]
+def test_verdicts_and_what_they_are_about_weigh_more() -> None:
+    before = torch.tensor([IDS["answer:"], IDS["7"], IDS["answer:"], IDS["\\boxed{"], IDS["\\boxed{"]])
+    targets = torch.tensor([IGNORED, IDS["9"], IDS["8"], IDS["Yes"], IDS["B"]])
+    assert token_weights(before, targets, 6.0).tolist() == [0.0, 1.0, 6.0, 6.0, 6.0]
 
 
 def test_learning_rate_rises_then_falls() -> None:
