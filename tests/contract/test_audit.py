@@ -92,9 +92,7 @@ class Loop:
 
     def save(self) -> None:
         cursor = self.streams.cursor() or 0
-        state = State(
-            epoch=1, policy_version=1, cursor=cursor, endings=(), ended=self.ended, trained=self.trained, prompts=""
-        )
+        state = State(epoch=1, policy_version=1, cursor=cursor, endings=(), ended=self.ended, trained=self.trained)
         self.checkpoints.save(state, lambda folder: None)
 
     def settle(self, endings: list[Ending]) -> None:
