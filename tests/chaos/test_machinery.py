@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -113,4 +114,6 @@ def test_cut_connections_are_made_again(proxied) -> None:
     proxy, through = proxied
     before = through.client_id()
     proxy.cut()
+    with contextlib.suppress(redis.ConnectionError):  # the cut may fall between a question and its answer
+        through.ping()
     assert through.client_id() != before
