@@ -14,7 +14,6 @@ import json
 import os
 import statistics
 import tempfile
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,15 +22,6 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.runs import Run, run_demo
-from common.settings import CONFIGS
-
-
-def preset(name: str, leave_out: tuple[str, ...]) -> list[str]:
-    """A preset as ``--set`` overrides, which win over the example's run file."""
-    tables = tomllib.loads((CONFIGS / f"{name}.toml").read_text(encoding="utf-8"))
-    kept = {section: values for section, values in tables.items() if section not in leave_out}
-    return [f"{s}.{key}={json.dumps(value)}" for s, values in kept.items() for key, value in values.items()]
-
 
 ARMS: Final[dict[str, list[str]]] = {
     "grpo": ["learner.judge_share=0.0"],
@@ -39,7 +29,8 @@ ARMS: Final[dict[str, list[str]]] = {
     "spark": [],
     # The preset at the demo's scale; its template set has no text that says that an answer is wrong.
     "spark_original": [
-        *preset("spark_original", leave_out=("sampling",)),
+        "preset=spark_original",
+        "sampling.max_new_tokens=16",
         "learner.groups_per_step=32",
         "learner.updates_per_batch=2",
         "learner.lr=3e-4",

@@ -131,7 +131,7 @@ class EmbeddedServer:
             if self._socket_dir is None:
                 self._remove_stale_socket()
                 self._socket_dir = _socket_dir()
-            _write(self.data_dir / "url", self.url)  # before there is a server, so that none is ever without
+            write_whole(self.data_dir / "url", self.url)  # before there is a server, so that none is ever without
             self._process = self._spawn(binary, lock)
         client = connect(self.url)
         try:
@@ -250,7 +250,7 @@ def locked(file: IO[str]) -> bool:
     return True
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """At once: a reader sees the old text or the new one."""
     partial = path.with_name(path.name + ".tmp")
     partial.write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import tomli_w
 
-from cli.embedded import EmbeddedServer, locked
+from cli.embedded import EmbeddedServer, locked, write_whole
 from cli.starts import FILE as STARTS
 from common import log
 from common.errors import ServerError, SettingsError
@@ -69,9 +69,7 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         values = self.settings.model_dump(mode="json", exclude={"redis": {"url", "rebuild"}}, exclude_none=True)
         values["run"]["dir"] = str(self.settings.run.dir.absolute())
-        written = self.config.with_suffix(".tmp")
-        written.write_text(tomli_w.dumps(values), encoding="utf-8")
-        written.replace(self.config)  # whole: a process that is started again may be reading it
+        write_whole(self.config, tomli_w.dumps(values))  # a process that is started again may be reading it
 
     @contextmanager
     def held(self) -> Iterator[None]:

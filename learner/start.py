@@ -24,7 +24,7 @@ from learner.commit import Committer
 from learner.engine import Engine
 from learner.event_log import EventLog
 from learner.fence import Fence, wiped
-from learner.identity import identity_of, refuse_other
+from learner.identity import Identity, identity_of, refuse_other
 from learner.intake import Intake
 from learner.issuer import Issuer, in_flight
 from learner.journal import Journal
@@ -44,6 +44,7 @@ class Takeover:
 
     fence: Fence
     saved: Checkpoint | None
+    identity: Identity
     lineage: Lineage
     cursor: int
 
@@ -80,8 +81,9 @@ def take_over(
             "server remembers an earlier run of this name; choose another run.name, or delete the keys of the old one"
         )
     saved = checkpoints.newest()
+    identity = identity_of(settings, prompts)
     if saved is not None:
-        refuse_other(identity_of(settings, prompts), saved.state.identity, saved.folder.name)
+        refuse_other(identity, saved.state.identity, saved.folder.name)
     known = known_generation(checkpoints)
     found = streams.generation()
     if (highest := checkpoints.highest_epoch()) > epoch:  # paused in its start, and woken on a server that forgot both
@@ -112,7 +114,9 @@ def take_over(
     if saved:
         _settle(streams, fence, saved)
     streams.mend_leases()  # before the first task is leased: without an earlier time nobody sees the clock go back
-    return Takeover(fence=fence, saved=saved, lineage=Lineage.of(epoch, starts), cursor=streams.cursor() or 0)
+    return Takeover(
+        fence=fence, saved=saved, identity=identity, lineage=Lineage.of(epoch, starts), cursor=streams.cursor() or 0
+    )
 
 
 def known_generation(checkpoints: CheckpointStore) -> str | None:
@@ -184,7 +188,7 @@ def assemble(
         fence=fence,
         every=settings.learner.checkpoint_every,
         saved=saved,
-        identity=identity_of(settings, prompts),
+        identity=taken.identity,
         after_settling=EventLog(streams, fence, settings.run.directory / "events", clock).spool,
         meters=telemetry.meters,
         clock=clock,
